@@ -1,0 +1,1 @@
+"""Lair Chat: a federated Matrix homeserver."""

@@ -1,0 +1,1 @@
+"""The commands of lair-chat: one module for each group, which adds its parsers and what they run."""

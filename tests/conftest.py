@@ -1,0 +1,63 @@
+"""What every test may ask for: a migrated database on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from hypothesis import settings
+
+from storage.database import Database
+from storage.embedded.supervisor import EmbeddedPostgres
+from storage.migrate import migrate
+
+pytest_plugins = ["tests.invariants"]
+
+MAX_CONNECTIONS = 80
+"""What the tests of one process open together."""
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The URL of a PostgreSQL in which databases may be made: LAIR_TEST_DATABASE_URL, or the embedded one."""
+    url = os.environ.get("LAIR_TEST_DATABASE_URL")
+    if url is not None:
+        yield url
+        return
+    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), "nobody", MAX_CONNECTIONS)
+    await postgres.start()
+    try:
+        yield postgres.url
+    finally:
+        await postgres.stop()
+
+
+@pytest.fixture(scope="session")
+async def database_url(postgres_url: str) -> AsyncIterator[str]:
+    """The URL of an empty database of this test run."""
+    name = f"lair_test_{uuid4().hex}"
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
+    try:
+        yield urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+    finally:
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """The database that all tests share, migrated."""
+    database = await Database.open(database_url, pool_size=5)
+    try:
+        await migrate(database)
+        yield database
+    finally:
+        await database.close()
