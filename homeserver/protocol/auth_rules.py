@@ -1,0 +1,138 @@
+"""Whether an event is allowed, given the events that give its sender the permission.
+
+Source: "Authorization rules" of each room version. Rule numbers in the code are those of version 11; where a
+version numbers a rule otherwise, its RoomVersion knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys
+from homeserver.protocol.errors import NotAllowed
+from homeserver.protocol.events import Pdu, StateKey
+from homeserver.protocol.identifiers import EventId, is_user_id
+from homeserver.protocol.membership_rules import check_membership, membership_of
+from homeserver.protocol.power_levels import PowerLevels, check_power_levels
+from homeserver.protocol.room_versions import RoomVersion
+
+
+def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> None:
+    """Check an event against a state: of its auth events, before it, or of now.
+
+    `state` holds what `auth_state_keys` names; a key that is absent means that there is no such event. Its
+    events are accepted ones of the event's room. Signatures, and the event's list of auth events
+    (`check_auth_events`), are checked elsewhere. Raises NotAllowed with the number of the rule that
+    refused the event on its version's page, and nothing else whatever the content.
+    """
+    if event.type == "m.room.create":
+        _check_create(version, event)
+        return
+    create = _create_of_room(version, event, state)
+    if create.content.get("m.federate") is False and _domain(event.sender) != _domain(create.sender):
+        raise NotAllowed(
+            version.rule("3"),
+            f"the room is for users of {_domain(create.sender)} only, not for {event.sender}",
+        )
+    if event.type == "m.room.member":
+        check_membership(version, event, state)
+        return
+    if membership_of(state, event.sender) != "join":
+        raise NotAllowed(version.rule("5"), f"{event.sender} is not joined")
+    previous = state.get(POWER_LEVELS)
+    levels = PowerLevels.of(version, create, previous)
+    level = levels.user_level(event.sender)
+    if event.type == "m.room.third_party_invite":
+        if level < levels.invite:
+            raise NotAllowed(
+                version.rule("6.1"), f"{event.sender} has level {level}, and inviting takes {levels.invite}"
+            )
+        return
+    required = levels.level_for_event(event.type, event.state_key is not None)
+    if required > level:
+        raise NotAllowed(
+            version.rule("7"), f"{event.sender} has level {level}, and {event.type} takes {required}"
+        )
+    if event.state_key is not None and event.state_key.startswith("@") and event.state_key != event.sender:
+        raise NotAllowed(version.rule("8"), f"the state key {event.state_key} is not {event.sender}'s own")
+    if event.type == "m.room.power_levels":
+        check_power_levels(version, event, create, previous)
+
+
+def check_auth_events(
+    version: RoomVersion, event: Pdu, auth_events: Sequence[Pdu], rejected: Collection[EventId]
+) -> None:
+    """Check that the events which an event names as its auth events are such as it may name.
+
+    `auth_events`: the events that event.auth_events names. `rejected`: those among them that were rejected.
+    An auth event that it should name and does not leaves the decision to `check_auth`; only the create
+    event must be there up to version 11. Raises NotAllowed.
+    """
+    selected = auth_state_keys(version, event.type, event.sender, event.state_key, event.content)
+    if version.room_id_is_create_hash:
+        selected = selected[1:]
+    seen: set[tuple[str, str | None]] = set()
+    for auth_event in auth_events:
+        key = (auth_event.type, auth_event.state_key)
+        if key in seen:
+            raise NotAllowed(version.rule("2.1"), f"two of the auth events are {key}")
+        seen.add(key)
+    for auth_event in auth_events:
+        if auth_event.state_key is None or auth_event.key not in selected:
+            raise NotAllowed(
+                version.rule("2.2"),
+                f"{auth_event.event_id} cannot be an auth event: it is a {auth_event.type}",
+            )
+    for auth_event in auth_events:
+        if auth_event.event_id in rejected:
+            raise NotAllowed(version.rule("2.3"), f"the auth event {auth_event.event_id} was rejected")
+    if CREATE in selected and CREATE not in seen:
+        raise NotAllowed(version.rule("2.4"), "the create event is not among the auth events")
+    for auth_event in auth_events:
+        if auth_event.room_id != event.room_id:
+            raise NotAllowed(
+                version.rule("2.5"),
+                f"the auth event {auth_event.event_id} is of the room {auth_event.room_id}",
+            )
+
+
+def _check_create(version: RoomVersion, event: Pdu) -> None:
+    if event.prev_events:
+        raise NotAllowed(version.rule("1.1"), "a create event comes first, and this one has prev_events")
+    if version.room_id_is_create_hash:
+        if "room_id" in event.json:
+            raise NotAllowed("1.2", "a create event has no room_id")
+    elif _domain(event.room_id) != _domain(event.sender):
+        raise NotAllowed(
+            version.rule("1.2"), f"{event.room_id} is not a room ID of the server of {event.sender}"
+        )
+    named = event.content.get("room_version", "1")
+    if named != version.version:
+        raise NotAllowed(version.rule("1.3"), f"room_version is {named!r:.100}, not {version.version!r}")
+    if version.creator_in_content and "creator" not in event.content:
+        raise NotAllowed("1.4", "the create event names no creator")
+    if version.privileged_creators and "additional_creators" in event.content:
+        additional = event.content["additional_creators"]
+        if not isinstance(additional, list):
+            raise NotAllowed("1.4", "additional_creators is not an array")
+        for user_id in additional:
+            if not is_user_id(user_id):
+                raise NotAllowed("1.4", f"additional_creators names {user_id!r:.100}, which is not a user ID")
+
+
+def _create_of_room(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> Pdu:
+    """The create event in the state, which must be that of the event's room."""
+    create = state.get(CREATE)
+    if version.room_id_is_create_hash:
+        if create is None or event.room_id != f"!{create.event_id[1:]}":
+            raise NotAllowed("2", f"no accepted create event makes the room {event.room_id}")
+    elif create is None:
+        raise NotAllowed(version.rule("2.4"), "there is no create event")
+    elif create.room_id != event.room_id:
+        raise NotAllowed(version.rule("2.5"), f"the create event is of the room {create.room_id}")
+    return create
+
+
+def _domain(identifier: str) -> str:
+    """The server name in a user or room ID, empty for one without."""
+    return identifier.partition(":")[2]

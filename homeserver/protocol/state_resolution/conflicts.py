@@ -1,0 +1,169 @@
+"""What the forks of a room disagree about: the full conflicted set.
+
+Source: Room Version 2, "State resolution", "Definitions"; Room Version 12, the same section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Generic
+
+from homeserver.protocol.events import StateKey
+from homeserver.protocol.room_versions import RoomVersion, StateResolution
+from homeserver.protocol.state_resolution.auth_graph import AuthGraph, Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Conflicts(Generic[Ref]):
+    """What the forks disagree about.
+
+    The unconflicted state map is `base` with `agreed` on top and without the keys of `conflicted`.
+    """
+
+    base: Mapping[StateKey, Ref]
+    """The state that the forks were compared with; never copied."""
+    agreed: Mapping[StateKey, Ref | None]
+    """Where all forks say the same and the base something else; None where none of them has the key."""
+    conflicted: Mapping[StateKey, frozenset[Ref]]
+    """The conflicted state set, by key."""
+    full_conflicted_set: frozenset[Ref]
+    """The events that have to be replayed: their bodies are what `resolve_conflicts` needs first."""
+
+    def unconflicted(self, key: StateKey) -> Ref | None:
+        """The entry of the unconflicted state map; None for a key that it lacks."""
+        if key in self.conflicted:
+            return None
+        return self.agreed[key] if key in self.agreed else self.base.get(key)
+
+
+def find_conflicts(
+    version: RoomVersion, states: Sequence[Mapping[StateKey, Ref]], graph: AuthGraph[Ref]
+) -> Conflicts[Ref]:
+    """Compare the whole states of a room's forks, one map for each; there is at least one.
+
+    A key that is missing from one of the states is a conflict too. `graph` holds the states' auth chains.
+    """
+    base = states[0]
+    overlays: list[Mapping[StateKey, Ref | None]] = []
+    for state in states:
+        overlay: dict[StateKey, Ref | None] = {}
+        if state is not base:
+            overlay.update((key, ref) for key, ref in state.items() if base.get(key) != ref)
+            overlay.update((key, None) for key in base if key not in state)
+        overlays.append(overlay)
+    return find_overlay_conflicts(version, base, overlays, graph)
+
+
+def find_overlay_conflicts(
+    version: RoomVersion,
+    base: Mapping[StateKey, Ref],
+    overlays: Sequence[Mapping[StateKey, Ref | None]],
+    graph: AuthGraph[Ref],
+) -> Conflicts[Ref]:
+    """Compare forks that differ from a base in a few keys: one overlay for each fork, {} for the base itself.
+
+    None in an overlay says that the fork has no event for a key that the base has. The work depends on the
+    overlays and the auth chains of what is in conflict; of the base at most the values are put into a set.
+    """
+    agreed: dict[StateKey, Ref | None] = {}
+    conflicted: dict[StateKey, frozenset[Ref]] = {}
+    for key in {key for overlay in overlays for key in overlay}:
+        values = {overlay[key] if key in overlay else base.get(key) for overlay in overlays}
+        if len(values) > 1:
+            conflicted[key] = frozenset(ref for ref in values if ref is not None)
+        else:
+            agreed[key] = values.pop()
+    if not conflicted:
+        return Conflicts(base, agreed, {}, frozenset())
+
+    differing: list[set[Ref]] = []
+    for overlay in overlays:
+        refs = (overlay[key] if key in overlay else base.get(key) for key in conflicted)
+        differing.append({ref for ref in refs if ref is not None})
+    common = set(base.values())
+    common.difference_update(base[key] for key in (*agreed, *conflicted) if key in base)
+    common.update(ref for ref in agreed.values() if ref is not None)
+
+    conflicted_set = frozenset(ref for refs in conflicted.values() for ref in refs)
+    full = conflicted_set | auth_difference(graph, differing, common)
+    if version.state_resolution is StateResolution.V2_1:
+        full |= conflicted_state_subgraph(graph, conflicted_set)
+    return Conflicts(base, agreed, conflicted, full)
+
+
+def auth_difference(
+    graph: AuthGraph[Ref], differing: Sequence[Collection[Ref]], common: AbstractSet[Ref]
+) -> set[Ref]:
+    """The events that are in the auth chain of some state but not of every one.
+
+    `common`: the events that are in all states; `differing`: for each state its other events. The chains of
+    the common events, which may be a room's whole membership, are not walked: they are in every state's
+    chain, so they only take events out of what the differing ones leave, and whether one of them does is
+    found from below.
+    """
+    chains = [graph.auth_chain(refs) for refs in differing]
+    difference: set[Ref] = chains[0].union(*chains[1:]) - chains[0].intersection(*chains[1:])
+    below: set[Ref] = _below(graph, difference, common)
+    return difference - below
+
+
+def conflicted_state_subgraph(graph: AuthGraph[Ref], conflicted: AbstractSet[Ref]) -> set[Ref]:
+    """The events on all paths along auth events from one conflicted event to another, the latter left out.
+
+    Together with the conflicted state set this is what the specification calls by the name.
+    Source: Room Version 12, "Definitions", "Conflicted state subgraph".
+    """
+    lowest = min(map(graph.auth_depth, conflicted), default=0)
+    citing_on_the_way: dict[Ref, list[Ref]] = {}
+    seen = set(conflicted)
+    stack = list(conflicted)
+    while stack:
+        ref = stack.pop()
+        for auth_event in graph.auth_events(ref):
+            if graph.auth_depth(auth_event) < lowest:
+                continue  # below all conflicted events: no path from here leads to one
+            citing_on_the_way.setdefault(auth_event, []).append(ref)
+            if auth_event not in seen:
+                seen.add(auth_event)
+                stack.append(auth_event)
+
+    subgraph: set[Ref] = set()
+    stack = list(conflicted)
+    while stack:
+        for ref in citing_on_the_way.get(stack.pop(), ()):
+            if ref not in subgraph:
+                subgraph.add(ref)
+                stack.append(ref)
+    return subgraph
+
+
+def _below(graph: AuthGraph[Ref], refs: AbstractSet[Ref], common: AbstractSet[Ref]) -> set[Ref]:
+    """Those of `refs` that are in the auth chain of an event in `common`.
+
+    A depth-first walk towards the newer events that stops at the first common one. Of every event it has
+    met it knows the answer, so all walks together cross each edge once at most.
+    """
+    below: set[Ref] = set()
+    seen: set[Ref] = set()
+    for start in refs:
+        if start in seen:
+            continue
+        seen.add(start)
+        path: list[tuple[Ref, Iterator[Ref]]] = [(start, iter(graph.cited_by(start)))]
+        reached = not common.isdisjoint(graph.cited_by(start))
+        while path and not reached:
+            for ref in path[-1][1]:
+                if ref in common or ref in below:
+                    reached = True
+                    break
+                if ref not in seen:
+                    seen.add(ref)
+                    path.append((ref, iter(graph.cited_by(ref))))
+                    reached = not common.isdisjoint(graph.cited_by(ref))
+                    break
+            else:
+                path.pop()
+        below.update(ref for ref, _ in path)
+    return below.intersection(refs)
