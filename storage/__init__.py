@@ -1,0 +1,1 @@
+"""PostgreSQL: everything this server remembers."""

@@ -1,0 +1,1 @@
+"""The dictionaries that stored events are compressed with, and the program that made them."""

@@ -1,0 +1,50 @@
+"""How events.json keeps the canonical JSON of an event: zstd, with a dictionary that is part of the program.
+
+A dictionary is never changed once released: a better one gets a new number and a new flag.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Final
+
+import orjson
+import zstandard
+
+from homeserver.protocol.strict_json import JsonObject
+from storage.event_flags import EventFlag
+
+_LEVEL: Final = 3
+_MAX_EVENT_BYTES: Final = 1 << 20  # a decompressed event is far smaller; more is damage
+_DICTIONARY_1: Final = zstandard.ZstdCompressionDict(
+    resources.files("storage.compression").joinpath("events-1.zdict").read_bytes()
+)
+_DICTIONARY_1.precompute_compress(level=_LEVEL)
+_COMPRESSOR: Final = zstandard.ZstdCompressor(
+    level=_LEVEL,
+    dict_data=_DICTIONARY_1,
+    write_checksum=False,
+    write_dict_id=False,
+)
+_DECOMPRESSOR: Final = zstandard.ZstdDecompressor(dict_data=_DICTIONARY_1)
+
+CODEC: Final = EventFlag.ZSTD_1
+"""The flag that goes with what `encode_event` returns."""
+
+
+def encode_event(canonical: bytes) -> bytes:
+    """The stored form of an event's canonical JSON."""
+    return _COMPRESSOR.compress(canonical)
+
+
+def decode_event_bytes(flags: int, stored: bytes) -> bytes:
+    """The canonical JSON of a stored event."""
+    if flags & EventFlag.ZSTD_1:
+        return _DECOMPRESSOR.decompress(stored, max_output_size=_MAX_EVENT_BYTES)
+    return stored
+
+
+def decode_event(flags: int, stored: bytes) -> JsonObject:
+    """A stored event as JSON."""
+    event: JsonObject = orjson.loads(decode_event_bytes(flags, stored))
+    return event

@@ -1,0 +1,26 @@
+"""The bits of events.flags."""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+class EventFlag:
+    """What is known of a stored event besides its content; plain numbers, for speed."""
+
+    SOLE: Final = 1
+    """After this event the only forward extremity was itself: the state after it is trunk(room_seq)."""
+    GAP: Final = 2
+    """Events before this one were never received."""
+    FED: Final = 4
+    """Other servers in the room are owed this event."""
+    HIDDEN: Final = 8
+    """A marker that carries a change of state; no client and no server ever sees it."""
+    SOFT_FAILED: Final = 16
+    REJECTED: Final = 32
+    REDACTED: Final = 64
+    """A redaction of this event holds: readers prune it."""
+    UNSIGNED: Final = 128
+    """An event of ours whose signature is made when it first leaves this server."""
+    ZSTD_1: Final = 256
+    """events.json is compressed with dictionary 1; otherwise it is plain."""

@@ -1,0 +1,463 @@
+"""The one loop that writes events: it drains all that waits into one call, which is one durable commit.
+
+A service hands over a decision, a pure function of the room's head. The loop asks it when the room's turn
+has come, and asks again on the newer head when another process was first. No decision ever waits in the
+loop: what it needs is loaded beside it, and the decision is queued again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import asyncpg
+
+from homeserver.errors import Unavailable
+from homeserver.metrics import Metrics
+from homeserver.protocol.auth_events import auth_state_keys
+from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.events import Pdu, StateKey
+from homeserver.protocol.identifiers import EventId, RoomId
+from storage.database import CONNECTION_LOST, Database
+from storage.dictionaries import Dictionaries
+from storage.event_batch import EventBatch, NewEvent, NewRoom, TxnKey, redacted_by
+from storage.events import event_ids_of, stored_event_ids
+from storage.nids import NidBlocks
+from storage.persist_connection import Outcome, PersistConnection
+from storage.room_heads import Needs, RoomHead, RoomHeads, RoomRef, StoredEvent
+from storage.stream import Stream, StreamEvent
+from storage.txn_ids import find_txn
+
+log = logging.getLogger(__name__)
+
+Decision: TypeAlias = Callable[[RoomHead], Sequence[Pdu]]
+"""What is to be added on top of a head: some events, each naming the one before it. Pure.
+
+A current event of the head's state may be returned instead: it is there already, and its ID is the answer.
+"""
+
+MAX_BATCH: Final = 300
+MAX_QUEUE: Final = 20_000
+MAX_ROUNDS: Final = 100
+"""How often a decision may ask for more, or be overtaken, before it fails."""
+
+
+class UnknownRoom(LookupError):
+    """A room that has no event here."""
+
+
+class AliasTaken(Exception):
+    """The alias of a new room is another room's."""
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    target: RoomId | NewRoom
+    decide: Decision
+    key: TxnKey | None
+    future: asyncio.Future[list[EventId]]
+    rounds: int = 0
+
+    @property
+    def room(self) -> object:
+        """What groups the items of one room; every new room is one of its own."""
+        return self if isinstance(self.target, NewRoom) else self.target
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What the decisions on one room wait for."""
+
+    items: list[_Item] = field(default_factory=list)
+    keys: set[StateKey] = field(default_factory=set)
+    atoms: set[str] = field(default_factory=set)
+    types: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _RoomBatch:
+    """What one room gets in a batch: `head` lies over `base`, which stands for what is committed."""
+
+    base: RoomHead
+    head: RoomHead
+    items: list[tuple[_Item, Sequence[Pdu], list[NewEvent]]] = field(default_factory=list)
+    creator_nid: int = 0
+
+
+class _UnknownTexts(Exception):
+    """An event names texts whose numbers are not in memory."""
+
+    def __init__(self, atoms: Iterable[str], types: Iterable[str]) -> None:
+        super().__init__()
+        self.atoms = set(atoms)
+        self.types = set(types)
+
+
+class Persister:
+    """Writes events; every process has one. `run` does the work, `append` and `create` hand it over."""
+
+    def __init__(
+        self,
+        database: Database,
+        dictionaries: Dictionaries,
+        heads: RoomHeads,
+        stream: Stream,
+        metrics: Metrics,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._database = database
+        self._dictionaries = dictionaries
+        self._heads = heads
+        self._stream = stream
+        self._metrics = metrics
+        self._clock_ms = clock_ms
+        self._nids = NidBlocks(database)
+        self._connection = PersistConnection(database)
+        self._queue: deque[_Item] = deque()
+        self._halves: deque[list[_Item]] = deque()
+        self._work = asyncio.Event()
+        self._txns: dict[TxnKey, asyncio.Future[list[EventId]]] = {}
+        self._wanted: dict[object, _Wanted] = {}
+        self._tasks: asyncio.TaskGroup
+        self._pending = 0
+        self._closing = False
+
+    async def append(self, room_id: RoomId, decide: Decision, *, key: TxnKey | None = None) -> list[EventId]:
+        """Add to a room what `decide` makes of its head; returns the IDs of the events once they are durable.
+
+        With a key that was used before, the event that it made then. Raises what `decide` raises,
+        UnknownRoom, and Unavailable when too much waits or the database cannot be reached (the outcome is
+        then unknown).
+        """
+        if key is not None and (running := self._txns.get(key)) is not None:
+            return await asyncio.shield(running)
+        return await self._submit(room_id, decide, key)
+
+    async def create(self, new_room: NewRoom, decide: Decision) -> list[EventId]:
+        """Make a room out of what `decide` builds on an empty head: all of it or nothing.
+
+        Raises AliasTaken, and what `append` raises.
+        """
+        return await self._submit(new_room, decide, None)
+
+    async def run(self) -> None:
+        """Write until `close`; returns when all that was handed over before is answered."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                while not (self._closing and self._pending == 0):
+                    await self._work.wait()
+                    self._work.clear()
+                    while self._queue or self._halves:
+                        await self._write(self._take())
+        finally:
+            self._connection.close()
+
+    def close(self) -> None:
+        """Take nothing more; `run` ends once what waits is written."""
+        self._closing = True
+        self._work.set()
+
+    @property
+    def pending(self) -> int:
+        """Decisions that are not answered yet."""
+        return self._pending
+
+    async def _submit(self, target: RoomId | NewRoom, decide: Decision, key: TxnKey | None) -> list[EventId]:
+        if self._pending >= MAX_QUEUE or self._closing:
+            raise Unavailable("the server is busy; try again")
+        item = _Item(target, decide, key, asyncio.get_running_loop().create_future())
+        self._pending += 1
+        if key is not None:
+            self._txns[key] = item.future
+        self._queue.append(item)
+        self._work.set()
+        # A client that goes away does not undo what is being written: the answer then goes nowhere.
+        return await asyncio.shield(item.future)
+
+    def _finish(self, item: _Item, result: list[EventId] | BaseException) -> None:
+        self._pending -= 1
+        if item.key is not None:
+            del self._txns[item.key]
+        if isinstance(result, BaseException):
+            item.future.set_exception(result)
+            item.future.exception()  # nobody may be waiting any more
+        else:
+            item.future.set_result(result)
+        if self._closing:
+            self._work.set()
+
+    def _requeue(self, items: Iterable[_Item]) -> None:
+        """Ask again, before all that came later; what was overtaken too often fails."""
+        again = []
+        for item in items:
+            item.rounds += 1
+            if item.rounds > MAX_ROUNDS:
+                log.warning("a change of room %s was overtaken %d times", item.target, MAX_ROUNDS)
+                self._finish(item, Unavailable("the room is too busy; try again"))
+            else:
+                again.append(item)
+        self._queue.extendleft(reversed(again))
+        self._work.set()
+
+    def _take(self) -> list[_Item]:
+        if self._halves:
+            return self._halves.popleft()
+        return [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
+
+    # -- from decisions to events
+
+    async def _write(self, items: list[_Item]) -> None:
+        try:
+            await self._nids.reserve(4 * MAX_BATCH)
+        except Unavailable as error:
+            for item in items:
+                self._finish(item, error)
+            return
+        rooms: dict[object, _RoomBatch] = {}
+        for item in items:
+            try:
+                self._decide(item, rooms)
+            except Needs as needs:
+                self._set_aside(item, keys=needs.keys)
+            except _UnknownTexts as unknown:
+                self._set_aside(item, atoms=unknown.atoms, types=unknown.types)
+            except Exception as error:
+                self._refuse(item, error)
+        rooms = {target: room for target, room in rooms.items() if room.items}
+        if rooms:
+            await self._store(rooms)
+
+    def _decide(self, item: _Item, rooms: dict[object, _RoomBatch]) -> None:
+        """Ask one decision, on top of what the batch has for its room so far."""
+        room = rooms.get(item.room)
+        if room is None:
+            if isinstance(item.target, NewRoom):
+                base = RoomHead.of_new_room(RoomRef(self._nids.take(), RoomId(""), item.target.version))
+            elif (cached := self._heads.cached(item.target)) is not None:
+                base = cached
+            else:
+                raise Needs(())
+            room = rooms[item.room] = _RoomBatch(base, base.overlay())
+        pdus = item.decide(room.head)
+        trial = room.head.overlay()
+        events = []
+        for pdu in pdus:
+            if not trial.has(pdu):
+                event = self._new_event(trial, pdu)
+                trial.add(pdu, event.nid)
+                events.append(event)
+        if not events:
+            self._finish(item, [pdu.event_id for pdu in pdus])
+            return
+        if isinstance(item.target, NewRoom):
+            room.creator_nid = events[0].sender_nid
+            room.base.room = RoomRef(room.base.room.nid, pdus[0].room_id, item.target.version)
+        room.head.absorb(trial)
+        room.items.append((item, pdus, events))
+
+    def _new_event(self, head: RoomHead, pdu: Pdu) -> NewEvent:
+        atoms, types = self._dictionaries.atoms, self._dictionaries.event_types
+        type_nid = types.known_nid(pdu.type)
+        sender_nid = atoms.known_nid(pdu.sender)
+        skey_nid = None if pdu.state_key is None else atoms.known_nid(pdu.state_key)
+        if type_nid is None or sender_nid is None or (skey_nid is None and pdu.state_key is not None):
+            raise _UnknownTexts({pdu.sender, pdu.state_key or ""}, {pdu.type})
+        auth_nids, replaces = None, None
+        if pdu.state_key is not None:
+            replaces = head.stored(pdu.key)
+            keys = auth_state_keys(head.version, pdu.type, pdu.sender, pdu.state_key, pdu.content)
+            named = [stored for key in keys if (stored := head.stored(key)) is not None]
+            auth_nids = tuple(stored.nid for stored in named if stored.pdu.event_id in pdu.auth_events)
+        return NewEvent(
+            nid=self._nids.take(),
+            seq=head.seq + 1,
+            pdu=pdu,
+            canonical=canonical_json(pdu.json),
+            type_nid=type_nid,
+            sender_nid=sender_nid,
+            skey_nid=skey_nid,
+            auth_nids=auth_nids,
+            replaces=replaces,
+        )
+
+    def _refuse(self, item: _Item, error: Exception) -> None:
+        """A decision that fails fails only its own request; but its lost first try may have succeeded."""
+        if item.key is None:
+            self._finish(item, error)
+        else:
+            self._tasks.create_task(self._refuse_unless_sent(item, item.key, error))
+
+    async def _refuse_unless_sent(self, item: _Item, key: TxnKey, error: Exception) -> None:
+        try:
+            async with self._database.connection() as tx:
+                sent = await find_txn(tx, key)
+        except Exception as unavailable:
+            self._finish(item, unavailable)
+        else:
+            self._finish(item, error if sent is None else [sent])
+
+    # -- loading beside the loop
+
+    def _set_aside(
+        self,
+        item: _Item,
+        *,
+        keys: Iterable[StateKey] = (),
+        atoms: Iterable[str] = (),
+        types: Iterable[str] = (),
+    ) -> None:
+        wanted = self._wanted.get(item.room)
+        if wanted is None:
+            wanted = self._wanted[item.room] = _Wanted()
+            self._tasks.create_task(self._load(item.room))
+        wanted.items.append(item)
+        wanted.keys.update(keys)
+        wanted.atoms.update(atoms)
+        wanted.types.update(types)
+
+    async def _load(self, room: object) -> None:
+        """Load what decisions on a room wait for, then ask them again."""
+        wanted = self._wanted.pop(room)
+        try:
+            if wanted.atoms:
+                await self._dictionaries.atoms.nids(wanted.atoms)
+            if wanted.types:
+                await self._dictionaries.event_types.nids(wanted.types)
+            if isinstance(room, str):
+                head = await self._heads.get(RoomId(room))
+                if head is None:
+                    raise UnknownRoom(room)
+                if wanted.keys:
+                    head.learn(await self._heads.load_keys(head, wanted.keys))
+        except Exception as error:
+            for item in wanted.items:
+                self._refuse(item, error)
+        else:
+            self._requeue(wanted.items)
+
+    # -- from events to rows
+
+    async def _store(self, rooms: dict[object, _RoomBatch]) -> None:
+        started = time.perf_counter()
+        batch = EventBatch(self._clock_ms())
+        new_rooms = []
+        for room in rooms.values():
+            first_item = room.items[0][0]
+            if isinstance(first_item.target, NewRoom):
+                batch.add_new_room(room.base.room, first_item.target, room.creator_nid)
+                new_rooms.append(first_item)
+            else:
+                batch.add_room(room.base.room, room.base.seq)
+            for item, _, events in room.items:
+                for event in events:
+                    batch.add_event(room.base.room, event)
+                if item.key is not None:
+                    batch.add_key(item.key, room.base.room, events[-1])
+        try:
+            outcome = await self._connection.persist(batch)
+        except ValueError as error:  # what asyncpg could not even send
+            self._bisect(rooms, error)
+            return
+        except CONNECTION_LOST:
+            await self._after_lost_connection(rooms)
+            return
+        except asyncpg.PostgresError as error:
+            self._bisect(rooms, error)
+            return
+        for index in outcome.taken_aliases:
+            del rooms[new_rooms[index].room]
+            self._finish(new_rooms[index], AliasTaken())
+        published = self._sort_out(rooms, batch, outcome)
+        if published:
+            await self._stream.publish(outcome.first_pos, outcome.last_pos, published)
+        self._metrics.persist_batch_events.observe({}, len(published))
+        self._metrics.persist_batch_seconds.observe({}, time.perf_counter() - started)
+        for room in rooms.values():
+            for item, pdus, _ in room.items:
+                self._finish(item, [pdu.event_id for pdu in pdus])
+
+    def _sort_out(
+        self, rooms: dict[object, _RoomBatch], batch: EventBatch, outcome: Outcome
+    ) -> list[StreamEvent]:
+        """Advance the heads of the rooms that were stored; the others leave `rooms` and are asked again."""
+        sent = {batch.keys[index]: nid for index, nid in outcome.known_txns}
+        moved = outcome.moved_rooms | {batch.events[index][0].nid for index, _ in outcome.known_events}
+        for target, room in list(rooms.items()):
+            if room.base.room.nid in moved or any(item.key in sent for item, _, _ in room.items):
+                del rooms[target]
+                self._heads.forget(room.base.room.room_id)
+                self._requeue([item for item, _, _ in room.items if item.key not in sent])
+                for item, _, _ in room.items:
+                    if item.key is not None and item.key in sent:
+                        self._tasks.create_task(self._answer_with(item, sent[item.key]))
+            else:
+                room.base.absorb(room.head)
+                if any(redacted_by(event.pdu) for _, _, events in room.items for event in events):
+                    self._heads.forget(room.base.room.room_id)  # it may hold the content that is gone now
+                else:
+                    self._heads.keep(room.base)
+        kept = {room.base.room.nid for room in rooms.values()}
+        keys = {
+            events[-1].nid: item.key
+            for room in rooms.values()
+            for item, _, events in room.items
+            if item.key is not None
+        }
+        stored = [(room_ref, event) for room_ref, event in batch.events if room_ref.nid in kept]
+        return [
+            StreamEvent(
+                pos=outcome.first_pos + index,
+                room=room_ref,
+                seq=event.seq,
+                stored=StoredEvent(event.nid, event.pdu),
+                replaces=event.replaces,
+                size_bytes=len(event.canonical),
+                key=keys.get(event.nid),
+            )
+            for index, (room_ref, event) in enumerate(stored)
+        ]
+
+    async def _answer_with(self, item: _Item, nid: int) -> None:
+        """Answer a repeated transaction with the event that it made the first time."""
+        try:
+            async with self._database.connection() as tx:
+                event_ids = await event_ids_of(tx, [nid])
+        except Exception as error:
+            self._finish(item, error)
+        else:
+            self._finish(item, [event_ids[nid]])
+
+    def _bisect(self, rooms: dict[object, _RoomBatch], error: Exception) -> None:
+        """Find the one poisoned decision: it fails, the others are written."""
+        items = [item for room in rooms.values() for item, _, _ in room.items]
+        if len(items) == 1:
+            log.error("PostgreSQL refuses a change of room %s: %s", items[0].target, error)
+            self._finish(items[0], error)
+        else:
+            middle = len(items) // 2
+            self._halves.extend((items[:middle], items[middle:]))
+
+    async def _after_lost_connection(self, rooms: dict[object, _RoomBatch]) -> None:
+        """The batch may be stored or not: find out, answer what is, and ask again for what is not."""
+        items = [entry for room in rooms.values() for entry in room.items]
+        for room in rooms.values():
+            self._heads.forget(room.base.room.room_id)
+        try:
+            await self._connection.reconnect()
+            async with self._database.connection() as tx:
+                stored = await stored_event_ids(tx, [events[-1].pdu.event_id for _, _, events in items])
+            await self._stream.catch_up()
+        except Exception as error:
+            log.error("the database is gone and did not come back: %s", error)
+            for item, _, _ in items:
+                self._finish(item, Unavailable("the database cannot be reached; try again"))
+            return
+        self._requeue([item for item, _, events in items if events[-1].pdu.event_id not in stored])
+        for item, pdus, events in items:
+            if events[-1].pdu.event_id in stored:
+                self._finish(item, [pdu.event_id for pdu in pdus])

@@ -1,0 +1,304 @@
+"""RoomHead: what a room looks like after its newest event, as far as this process has loaded it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+
+from homeserver.protocol.event_hashes import decode_event_id
+from homeserver.protocol.events import Pdu, StateKey, stored_pdu
+from homeserver.protocol.identifiers import EventId, RoomId
+from homeserver.protocol.redaction import redact
+from homeserver.protocol.room_versions import RoomVersion, room_version
+from storage.database import Database
+from storage.dictionaries import Dictionaries
+from storage.event_codec import decode_event
+from storage.event_flags import EventFlag
+
+MAX_LOADED_EVENTS: Final = 200_000
+"""How many state events all heads together keep; the rooms that were used longest ago go first."""
+
+FIRST_KEYS: Final[tuple[StateKey, ...]] = (
+    ("m.room.create", ""),
+    ("m.room.power_levels", ""),
+    ("m.room.join_rules", ""),
+    ("m.room.history_visibility", ""),
+)
+"""What nearly every decision reads, loaded with the head."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomRef:
+    """A room that this database knows: its number, its ID and its version."""
+
+    nid: int
+    room_id: RoomId
+    version: RoomVersion
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event and its number."""
+
+    nid: int
+    pdu: Pdu
+
+
+@dataclass(frozen=True, slots=True)
+class Extremity:
+    """A forward extremity: what the next event has in prev_events."""
+
+    nid: int
+    event_id: EventId
+    depth: int
+
+
+class Needs(Exception):
+    """A decision asked for state that its head has not loaded: load it and ask again."""
+
+    def __init__(self, keys: Iterable[StateKey]) -> None:
+        super().__init__()
+        self.keys = frozenset(keys)
+
+
+class RoomHead:
+    """The current state and the forward extremities of a room at one room_seq.
+
+    A key of the state is loaded (an event, or known to be absent) or not loaded yet; asking for the latter
+    raises Needs. A head over another one holds only what it adds.
+    """
+
+    __slots__ = ("_below", "_complete", "_state", "extremities", "room", "seq")
+
+    def __init__(
+        self,
+        room: RoomRef,
+        seq: int,
+        extremities: tuple[Extremity, ...],
+        *,
+        state: dict[StateKey, StoredEvent | None] | None = None,
+        complete: bool = False,
+        below: RoomHead | None = None,
+    ) -> None:
+        self.room = room
+        self.seq = seq
+        self.extremities = extremities
+        self._state = {} if state is None else state
+        self._complete = complete
+        self._below = below
+
+    @classmethod
+    def of_new_room(cls, room: RoomRef) -> RoomHead:
+        """The head of a room that has no event yet."""
+        return cls(room, 0, (), complete=True)
+
+    @property
+    def version(self) -> RoomVersion:
+        """The room's version."""
+        return self.room.version
+
+    @property
+    def prev_events(self) -> tuple[EventId, ...]:
+        """The prev_events of the next event."""
+        return tuple(extremity.event_id for extremity in self.extremities)
+
+    @property
+    def next_depth(self) -> int:
+        """The depth of the next event: one more than its deepest parent's."""
+        return 1 + max((extremity.depth for extremity in self.extremities), default=0)
+
+    @property
+    def loaded(self) -> int:
+        """How many keys are loaded."""
+        return len(self._state)
+
+    def stored(self, key: StateKey) -> StoredEvent | None:
+        """The current event of a key, None where there is none. Raises Needs."""
+        head: RoomHead | None = self
+        while head is not None:
+            found = head._state.get(key, _NOT_LOADED)
+            if found is not _NOT_LOADED:
+                return found
+            if head._complete:
+                return None
+            head = head._below
+        raise Needs((key,))
+
+    def event(self, event_type: str, state_key: str = "") -> Pdu | None:
+        """The current event of a key, None where there is none. Raises Needs."""
+        stored = self.stored((event_type, state_key))
+        return None if stored is None else stored.pdu
+
+    def has(self, pdu: Pdu) -> bool:
+        """Whether this very Pdu is a current event that this head gave out."""
+        if pdu.state_key is None:
+            return False
+        stored = self.stored(pdu.key)
+        return stored is not None and stored.pdu is pdu
+
+    def events(self, keys: Iterable[StateKey]) -> dict[StateKey, Pdu]:
+        """The current events of keys, less those that have none. Raises Needs with all that are missing."""
+        found: dict[StateKey, Pdu] = {}
+        missing = []
+        for key in keys:
+            try:
+                stored = self.stored(key)
+            except Needs:
+                missing.append(key)
+            else:
+                if stored is not None:
+                    found[key] = stored.pdu
+        if missing:
+            raise Needs(missing)
+        return found
+
+    def overlay(self) -> RoomHead:
+        """A head over this one, to be changed without touching it."""
+        return RoomHead(self.room, self.seq, self.extremities, below=self)
+
+    def add(self, pdu: Pdu, nid: int = 0) -> None:
+        """Put one more event on top, which names all extremities as its prev_events."""
+        self.seq += 1
+        self.extremities = (Extremity(nid, pdu.event_id, pdu.depth),)
+        if pdu.state_key is not None:
+            self._state[pdu.key] = StoredEvent(nid, pdu)
+
+    def absorb(self, overlay: RoomHead) -> None:
+        """Take over what an overlay has added, now that it is stored."""
+        self.seq = overlay.seq
+        self.extremities = overlay.extremities
+        self._state |= overlay._state
+
+    def learn(self, loaded: Mapping[StateKey, StoredEvent | None]) -> None:
+        """Add what was loaded for keys as of a room_seq at or before this head's.
+
+        What is known already is newer and stays.
+        """
+        for key, stored in loaded.items():
+            self._state.setdefault(key, stored)
+
+
+_NOT_LOADED: Final = StoredEvent(-1, None)  # type: ignore[arg-type]  # a mark, told apart by identity
+
+
+class RoomHeads:
+    """The heads that this process keeps; the newest state that it knows to be committed."""
+
+    def __init__(self, database: Database, dictionaries: Dictionaries) -> None:
+        self._database = database
+        self._dictionaries = dictionaries
+        self._heads: OrderedDict[RoomId, RoomHead] = OrderedDict()
+        self._loaded = 0
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def cached(self, room_id: RoomId) -> RoomHead | None:
+        """The head if it is in memory."""
+        head = self._heads.get(room_id)
+        if head is not None:
+            self._heads.move_to_end(room_id)
+        return head
+
+    def keep(self, head: RoomHead) -> None:
+        """Remember a head, and forget those used longest ago where there is no room for all."""
+        self._heads[head.room.room_id] = head
+        self._heads.move_to_end(head.room.room_id)
+        self._loaded += head.loaded
+        if self._loaded > MAX_LOADED_EVENTS:
+            self._loaded = sum(kept.loaded for kept in self._heads.values())
+        while self._loaded > MAX_LOADED_EVENTS and len(self._heads) > 1:
+            _, dropped = self._heads.popitem(last=False)
+            self._loaded -= dropped.loaded
+
+    def forget(self, room_id: RoomId) -> None:
+        """Drop a head: it is not, or may not be, the room's newest."""
+        self._heads.pop(room_id, None)
+
+    async def get(self, room_id: RoomId) -> RoomHead | None:
+        """The head of a room, from memory or the database; None for a room that is not known here."""
+        return self.cached(room_id) or await self.load(room_id)
+
+    async def load(self, room_id: RoomId) -> RoomHead | None:
+        """Read the head of a room from the database and remember it; None for an unknown room."""
+        async with (
+            self._database.connection() as tx,
+            tx.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            room = await tx.fetchrow("SELECT nid, version FROM rooms WHERE room_id = $1", room_id)
+            if room is None:
+                return None
+            extremities = await tx.fetch(
+                """
+                SELECT nid, event_id, depth FROM events
+                WHERE nid IN (SELECT event_nid FROM room_ext WHERE room_nid = $1)
+                """,
+                room["nid"],
+            )
+            newest = await tx.fetchrow(
+                """
+                SELECT room_seq, nid, event_id, depth FROM events
+                WHERE room_nid = $1 AND room_seq IS NOT NULL ORDER BY room_seq DESC, sub DESC LIMIT 1
+                """,
+                room["nid"],
+            )
+        if newest is None:
+            return None
+        head = RoomHead(
+            RoomRef(room["nid"], room_id, room_version(room["version"])),
+            newest["room_seq"],
+            tuple(
+                Extremity(row["nid"], decode_event_id(row["event_id"]), row["depth"])
+                for row in (extremities or [newest])
+            ),
+        )
+        head.learn(await self.load_keys(head, FIRST_KEYS))
+        self.keep(head)
+        return head
+
+    async def load_keys(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent | None]:
+        """Read the current events of keys, as of the head's room_seq."""
+        keys = list(keys)
+        loaded: dict[StateKey, StoredEvent | None] = dict.fromkeys(keys)
+        types = await self._dictionaries.event_types.find_nids({event_type for event_type, _ in keys})
+        state_keys = await self._dictionaries.atoms.find_nids({state_key for _, state_key in keys})
+        by_nid = {
+            (types[event_type], state_keys[state_key]): (event_type, state_key)
+            for event_type, state_key in keys
+            if event_type in types and state_key in state_keys
+        }
+        if not by_nid:
+            return loaded
+        async with self._database.connection() as tx:
+            rows = await tx.fetch(
+                """
+                SELECT key.type_nid, key.skey_nid, events.nid, event_id, flags, json
+                FROM unnest($3::int[], $4::bigint[]) AS key(type_nid, skey_nid)
+                CROSS JOIN LATERAL (
+                    SELECT event_nid FROM room_state_log AS log
+                    WHERE log.room_nid = $1 AND log.type_nid = key.type_nid AND log.skey_nid = key.skey_nid
+                      AND log.ver <= $2
+                    ORDER BY log.ver DESC LIMIT 1
+                ) AS newest
+                JOIN events ON events.nid = newest.event_nid
+                """,
+                head.room.nid,
+                head.seq,
+                [type_nid for type_nid, _ in by_nid],
+                [skey_nid for _, skey_nid in by_nid],
+            )
+        for row in rows:
+            loaded[by_nid[row["type_nid"], row["skey_nid"]]] = stored_event(head.room, row)
+        return loaded
+
+
+def stored_event(room: RoomRef, row: asyncpg.Record) -> StoredEvent:
+    """A row with nid, event_id, flags and json as an event; a redacted one comes pruned."""
+    event = decode_event(row["flags"], row["json"])
+    if row["flags"] & EventFlag.REDACTED:
+        event = redact(room.version, event)
+    return StoredEvent(row["nid"], stored_pdu(room.room_id, decode_event_id(row["event_id"]), event))
