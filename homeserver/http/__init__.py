@@ -1,0 +1,1 @@
+"""HTTP as both APIs need it: typed endpoints, errors, limits."""
