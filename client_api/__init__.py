@@ -1,0 +1,1 @@
+"""The Client-Server API: one file per section of the specification."""

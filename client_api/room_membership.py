@@ -1,0 +1,142 @@
+"""Client-Server API, sections "Joining rooms" and "Leaving rooms"."""
+
+from __future__ import annotations
+
+from client_api.endpoints import client_endpoints
+from homeserver.errors import BadJson
+from homeserver.http.models import (
+    Body,
+    OptionalBody,
+    OptionalJsonBody,
+    Path,
+    Query,
+    Reply,
+    RoomIdField,
+    RoomIdOrAliasField,
+    UserIdField,
+)
+from homeserver.protocol.identifiers import RoomAlias, RoomId
+from homeserver.protocol.strict_json import JsonObject
+from homeserver.services import Services
+from homeserver.services.access_tokens import Requester
+
+endpoints = client_endpoints()
+
+
+class RoomPath(Path):
+    """A room."""
+
+    room_id: RoomIdField
+
+
+class RoomOrAliasPath(Path):
+    """A room, by its ID or an alias."""
+
+    room_id_or_alias: RoomIdOrAliasField
+
+
+class Via(Query):
+    """Servers that may help to enter the room."""
+
+    via: list[str] = []
+    server_name: list[str] = []
+
+
+class JoinedRoom(Reply):
+    """The room that the user is in now."""
+
+    room_id: RoomId
+
+
+class Reason(OptionalBody):
+    """Why the requester changes a membership of its own."""
+
+    reason: str | None = None
+
+
+class Target(Body):
+    """Whom a change of membership is about, and why."""
+
+    user_id: UserIdField
+    reason: str | None = None
+
+
+def _extra(reason: str | None) -> JsonObject:
+    return {} if reason is None else {"reason": reason}
+
+
+def _join_content(body: JsonObject) -> JsonObject:
+    """What a join request adds to the member event: all that it says, but for what is not content."""
+    reason = body.get("reason")
+    if reason is not None and not isinstance(reason, str):
+        raise BadJson("reason must be a string")
+    return {key: value for key, value in body.items() if key != "third_party_signed"}
+
+
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/join", rate_limit="join")
+async def join_room_by_id(
+    services: Services, requester: Requester, path: RoomPath, body: OptionalJsonBody
+) -> JoinedRoom:
+    """Join a room by its ID."""
+    await services.room_membership.join(requester, path.room_id, _join_content(body))
+    return JoinedRoom(room_id=path.room_id)
+
+
+@endpoints.post("/_matrix/client/v3/join/{roomIdOrAlias}", rate_limit="join")
+async def join_room(
+    services: Services, requester: Requester, path: RoomOrAliasPath, query: Via, body: OptionalJsonBody
+) -> JoinedRoom:
+    """Join a room by its ID or an alias."""
+    room_id = await _room_id(services, path.room_id_or_alias)
+    await services.room_membership.join(requester, room_id, _join_content(body))
+    return JoinedRoom(room_id=room_id)
+
+
+async def _room_id(services: Services, room_id_or_alias: RoomId | RoomAlias) -> RoomId:
+    if room_id_or_alias.startswith("#"):
+        return await services.room_directory.room_of(RoomAlias(room_id_or_alias))
+    return RoomId(room_id_or_alias)
+
+
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/leave")
+async def leave_room(services: Services, requester: Requester, path: RoomPath, body: Reason) -> Reply:
+    """Leave a room, or reject an invite."""
+    await services.room_membership.leave(requester, path.room_id, _extra(body.reason))
+    return Reply()
+
+
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/forget")
+async def forget_room(
+    services: Services, requester: Requester, path: RoomPath, body: OptionalJsonBody
+) -> Reply:
+    """Forget a room that was left."""
+    await services.room_membership.forget(requester, path.room_id)
+    return Reply()
+
+
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/invite", rate_limit="invite")
+async def invite_user(services: Services, requester: Requester, path: RoomPath, body: Target) -> Reply:
+    """Invite a user by ID."""
+    await services.room_membership.invite(requester, path.room_id, body.user_id, _extra(body.reason))
+    return Reply()
+
+
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/kick")
+async def kick(services: Services, requester: Requester, path: RoomPath, body: Target) -> Reply:
+    """Remove a user from a room."""
+    await services.room_membership.kick(requester, path.room_id, body.user_id, _extra(body.reason))
+    return Reply()
+
+
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/ban")
+async def ban(services: Services, requester: Requester, path: RoomPath, body: Target) -> Reply:
+    """Ban a user from a room."""
+    await services.room_membership.ban(requester, path.room_id, body.user_id, _extra(body.reason))
+    return Reply()
+
+
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/unban")
+async def unban(services: Services, requester: Requester, path: RoomPath, body: Target) -> Reply:
+    """Lift a ban."""
+    await services.room_membership.unban(requester, path.room_id, body.user_id, _extra(body.reason))
+    return Reply()

@@ -1,0 +1,45 @@
+"""The rules of a chat server: load, decide, save, notify. Services: the list of them all, for the edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.config import Config
+from homeserver.server_policy import ServerPolicy
+from homeserver.services.account_services import AccountServices
+from homeserver.services.capabilities import Capabilities
+from homeserver.services.destinations import Destinations
+from homeserver.services.filters import Filters
+from homeserver.services.profile_changes import ProfileChanges
+from homeserver.services.profiles import Profiles
+from homeserver.services.public_rooms import PublicRooms
+from homeserver.services.room_creation import RoomCreation
+from homeserver.services.room_directory import RoomDirectory
+from homeserver.services.room_events import RoomEvents
+from homeserver.services.room_history import RoomHistory
+from homeserver.services.room_membership import RoomMembership
+from homeserver.services.room_state import RoomState
+from homeserver.services.server_keys import KeyRing
+from homeserver.services.sync import Sync
+
+
+@dataclass(frozen=True)
+class Services(AccountServices):
+    """All services; those of accounts are inherited."""
+
+    config: Config
+    profiles: Profiles
+    profile_changes: ProfileChanges
+    filters: Filters
+    capabilities: Capabilities
+    room_directory: RoomDirectory
+    public_rooms: PublicRooms
+    room_creation: RoomCreation
+    room_events: RoomEvents
+    room_membership: RoomMembership
+    room_history: RoomHistory
+    room_state: RoomState
+    sync: Sync
+    server_policy: ServerPolicy
+    server_keys: KeyRing
+    destinations: Destinations

@@ -1,0 +1,188 @@
+"""Who of our users is in which room, and waking those who wait for news.
+
+A user who synced lately is kept in memory with all rooms it has to do with, as of the stream's position: the
+stream tells of each change. So finding whom an event concerns takes no look-up elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from homeserver.protocol.identifiers import RoomId, UserId
+from homeserver.protocol.room_versions import room_version
+from homeserver.services.single_flight import SingleFlight
+from storage import memberships
+from storage.database import Database
+from storage.memberships import Membership
+from storage.room_heads import RoomRef
+from storage.stream import Stream, StreamEvent
+
+MAX_USERS: Final = 50_000
+MAX_WAITING: Final = 100_000
+
+
+@dataclass(slots=True)
+class UserRoom:
+    """What a user is in a room. Positions are of the stream."""
+
+    room: RoomRef
+    membership: Membership
+    pos: int
+    """Where the user's newest member event is."""
+    event_nid: int
+    forgotten: bool = False
+    since: int | None = None
+    """Where the membership became what it is; None when that is not known: at or before `pos`."""
+
+
+@dataclass(slots=True, eq=False)
+class LocalUser:
+    """A user of this server who syncs, and all rooms it has to do with."""
+
+    user_id: UserId
+    user_nid: int
+    rooms: dict[int, UserRoom] = field(default_factory=dict)
+    news: int = 0
+    """Everything that concerns the user is at or before this position."""
+    waiting: set[asyncio.Future[None]] = field(default_factory=set)
+
+
+class Notifier:
+    """Keeps the users who sync and wakes them. `listen` is told of every event, in order."""
+
+    def __init__(self, database: Database, stream: Stream) -> None:
+        self._database = database
+        self._stream = stream
+        self._users: OrderedDict[UserId, LocalUser] = OrderedDict()
+        self._loading: SingleFlight[UserId, LocalUser] = SingleFlight()
+        self._arrived: dict[UserId, list[StreamEvent]] = {}
+        self._in_room: dict[int, set[LocalUser]] = {}
+        self._waiting = 0
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for news."""
+        return self._waiting
+
+    async def user(self, user_id: UserId, user_nid: int) -> LocalUser:
+        """A user with its rooms, as of the stream's position at the time this returns."""
+        user = self._users.get(user_id)
+        if user is not None:
+            self._users.move_to_end(user_id)
+            return user
+        return await self._loading.do(user_id, lambda: self._load(user_id, user_nid))
+
+    def listen(self, events: Sequence[StreamEvent]) -> None:
+        """Take over what the next events of the stream change, and wake whom they concern."""
+        for event in events:
+            if event.stored.pdu.type == "m.room.member" and event.stored.pdu.state_key is not None:
+                self._take_member(event, UserId(event.stored.pdu.state_key))
+            self._wake(self._in_room.get(event.room.nid, ()), event.pos)
+
+    def forgotten(self, user_id: UserId, room_id: RoomId) -> None:
+        """A user has forgotten a room."""
+        user = self._users.get(user_id)
+        for user_room in user.rooms.values() if user is not None else ():
+            if user_room.room.room_id == room_id:
+                user_room.forgotten = True
+
+    async def wait(self, user: LocalUser, after: int, timeout_s: float) -> bool:
+        """Wait until something after a position may be new for a user; False when nothing was for so long."""
+        if user.news > after:
+            return True
+        if self._closed or self._waiting >= MAX_WAITING:
+            return False
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(timeout_s, _expire, woken)
+        user.waiting.add(woken)
+        self._waiting += 1
+        try:
+            await woken
+        except TimeoutError:
+            return False
+        finally:
+            timer.cancel()
+            user.waiting.discard(woken)
+            self._waiting -= 1
+        return not self._closed
+
+    def close(self) -> None:
+        """Wake all who wait, and let nobody wait any more: the server stops."""
+        self._closed = True
+        self._wake(self._users.values(), 0)
+
+    async def _load(self, user_id: UserId, user_nid: int) -> LocalUser:
+        user = LocalUser(user_id, user_nid, news=self._stream.position)
+        arrived = self._arrived[user_id] = []
+        try:
+            async with self._database.connection() as tx:
+                rows = await memberships.of_user(tx, user_nid)
+        finally:
+            del self._arrived[user_id]
+        for row in rows:
+            room = RoomRef(row.room_nid, row.room_id, room_version(row.version))
+            user.rooms[room.nid] = UserRoom(room, row.membership, row.pos, row.event_nid, row.forgotten)
+        self._users[user_id] = user
+        for user_room in user.rooms.values():
+            if user_room.membership is Membership.JOIN:
+                self._in_room.setdefault(user_room.room.nid, set()).add(user)
+        for event in arrived:
+            self._take_member(event, user_id)
+        self._drop_unused()
+        return user
+
+    def _take_member(self, event: StreamEvent, user_id: UserId) -> None:
+        if (arrived := self._arrived.get(user_id)) is not None:
+            arrived.append(event)
+        user = self._users.get(user_id)
+        if user is None:
+            return
+        membership = Membership.of(event.stored.pdu.membership)
+        known = user.rooms.get(event.room.nid)
+        if known is None:
+            known = user.rooms[event.room.nid] = UserRoom(event.room, membership, 0, 0, since=event.pos)
+        elif known.pos >= event.pos:
+            return
+        elif known.membership is not membership:
+            known.since = event.pos
+        known.membership, known.pos, known.event_nid = membership, event.pos, event.stored.nid
+        known.forgotten = False
+        in_room = self._in_room.setdefault(event.room.nid, set())
+        if membership is Membership.JOIN:
+            in_room.add(user)
+        else:
+            in_room.discard(user)
+            if not in_room:
+                del self._in_room[event.room.nid]
+        self._wake((user,), event.pos)
+
+    def _wake(self, users: Iterable[LocalUser], pos: int) -> None:
+        for user in users:
+            user.news = max(user.news, pos)
+            for woken in user.waiting:
+                if not woken.done():
+                    woken.set_result(None)
+
+    def _drop_unused(self) -> None:
+        """Forget the users who synced longest ago, but none who waits."""
+        for user_id in list(self._users)[: max(0, len(self._users) - MAX_USERS)]:
+            user = self._users[user_id]
+            if not user.waiting:
+                del self._users[user_id]
+                for room_nid in user.rooms:
+                    in_room = self._in_room.get(room_nid)
+                    if in_room is not None:
+                        in_room.discard(user)
+                        if not in_room:
+                            del self._in_room[room_nid]
+
+
+def _expire(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_exception(TimeoutError())

@@ -1,0 +1,276 @@
+"""Joining and leaving, inviting and removing.
+
+Source: Client-Server API, "Room membership".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from homeserver.errors import BadJson, BadRequest, Forbidden, NotFound, UnableToGrantJoin
+from homeserver.protocol.auth_events import AUTHORISER
+from homeserver.protocol.errors import ProtocolError
+from homeserver.protocol.events import EventDraft, Pdu
+from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId, server_name_of
+from homeserver.protocol.power_levels import PowerLevels, creators_of
+from homeserver.protocol.strict_json import JsonObject
+from homeserver.services.access_tokens import Requester
+from homeserver.services.event_building import as_answer, build_event, changed_or_current
+from homeserver.services.notifier import Notifier
+from homeserver.services.profiles import Profiles
+from storage import memberships
+from storage.database import Database
+from storage.memberships import Membership
+from storage.persister import Persister, UnknownRoom
+from storage.room_heads import RoomHead
+
+AUTHORISER_CANDIDATES: Final = 20
+
+_CAN_BE_KICKED: Final = ("join", "invite", "knock")
+
+
+class _Restricted(Exception):
+    """A join needs an authoriser, and what finds one has not been loaded."""
+
+
+@dataclass(frozen=True)
+class _Helpers:
+    """What decides how someone may enter a restricted room."""
+
+    joined: frozenset[RoomId]
+    """The rooms that the user is in."""
+    members: tuple[UserId, ...]
+    """Some local members of the room to be joined."""
+
+
+@dataclass(frozen=True)
+class RoomMembership:
+    """Changes the memberships of rooms for local users."""
+
+    persister: Persister
+    database: Database
+    profiles: Profiles
+    notifier: Notifier
+    server_name: ServerName
+    clock_ms: Callable[[], int]
+
+    async def join(self, requester: Requester, room_id: RoomId, extra: JsonObject) -> EventId:
+        """Join a room that this server is in; `extra` goes into the member event beside what is ours to say.
+
+        Joining again changes nothing unless the content differs.
+        Raises Forbidden, UnableToGrantJoin, and NotFound for a room that is not known.
+        """
+        user_id = requester.user_id
+        profile = (await self.profiles.in_member_events([user_id]))[user_id]
+        content = {**profile, **extra, "membership": "join"}
+        content.pop(AUTHORISER, None)
+        try:
+            return await self._join(room_id, user_id, content, None)
+        except _Restricted:
+            return await self._join(room_id, user_id, content, await self._helpers(requester, room_id))
+        except UnknownRoom:
+            raise NotFound(f"{room_id} is not known here") from None
+
+    async def _join(
+        self, room_id: RoomId, user_id: UserId, content: JsonObject, helpers: _Helpers | None
+    ) -> EventId:
+        def decide(head: RoomHead) -> list[Pdu]:
+            authorised = content
+            if _is_restricted(head, user_id):
+                if helpers is None:
+                    raise _Restricted
+                authorised = {**content, AUTHORISER: self._authoriser(head, helpers)}
+            draft = EventDraft("m.room.member", authorised, user_id)
+            return [changed_or_current(head, build_event(head, draft, user_id, self.clock_ms()))]
+
+        return await self._append(room_id, decide)
+
+    async def _helpers(self, requester: Requester, room_id: RoomId) -> _Helpers:
+        async with self.database.connection() as tx:
+            joined = await memberships.rooms_of(tx, requester.user_nid, Membership.JOIN)
+            members = await memberships.joined_users_of_server(
+                tx, room_id, self.server_name, AUTHORISER_CANDIDATES
+            )
+        return _Helpers(frozenset(joined), tuple(members))
+
+    async def leave(self, requester: Requester, room_id: RoomId, extra: JsonObject) -> EventId:
+        """Leave a room, reject an invite to it or retract a knock; leaving twice changes nothing.
+
+        Raises Forbidden for a room that the user is not in, NotFound for one that is not known.
+        """
+        return await self.leave_as(requester.user_id, room_id, extra)
+
+    async def leave_as(self, user_id: UserId, room_id: RoomId, extra: JsonObject) -> EventId:
+        """What `leave` does, for a user who has no session any more."""
+
+        def check(current: object) -> None:
+            if current not in (*_CAN_BE_KICKED, "leave"):
+                raise Forbidden("you are not in this room")
+
+        try:
+            return await self._change(user_id, room_id, user_id, "leave", extra, check)
+        except UnknownRoom:
+            raise NotFound(f"{room_id} is not known here") from None
+
+    async def invite(
+        self, requester: Requester, room_id: RoomId, user_id: UserId, extra: JsonObject
+    ) -> EventId:
+        """Invite a user. Raises Forbidden."""
+        if server_name_of(user_id) != self.server_name:
+            raise Forbidden(f"{user_id} cannot be invited: this server does not federate yet")
+        profile = (await self.profiles.in_member_events([user_id]))[user_id]
+        return await self._change_of_other(requester, room_id, user_id, "invite", {**profile, **extra})
+
+    async def kick(
+        self, requester: Requester, room_id: RoomId, user_id: UserId, extra: JsonObject
+    ) -> EventId:
+        """Remove a user, withdraw an invite or refuse a knock. Raises Forbidden."""
+
+        def check(current: object) -> None:
+            if current not in _CAN_BE_KICKED:
+                raise Forbidden(f"{user_id} is not in this room")
+
+        return await self._change_of_other(requester, room_id, user_id, "leave", extra, check)
+
+    async def ban(self, requester: Requester, room_id: RoomId, user_id: UserId, extra: JsonObject) -> EventId:
+        """Ban a user, who need not be in the room. Raises Forbidden."""
+        return await self._change_of_other(requester, room_id, user_id, "ban", extra)
+
+    async def unban(
+        self, requester: Requester, room_id: RoomId, user_id: UserId, extra: JsonObject
+    ) -> EventId:
+        """Lift a ban. Raises Forbidden, also when there is none."""
+
+        def check(current: object) -> None:
+            if current != "ban":
+                raise Forbidden(f"{user_id} is not banned from this room")
+
+        return await self._change_of_other(requester, room_id, user_id, "leave", extra, check)
+
+    async def set_by_state_event(
+        self, requester: Requester, room_id: RoomId, user_id: UserId, content: JsonObject
+    ) -> EventId:
+        """What a PUT of m.room.member asks for, with the checks of the endpoint that it stands for."""
+        membership = content.get("membership")
+        if not isinstance(membership, str):
+            raise BadJson("content.membership is a string")
+        own = user_id == requester.user_id
+        match membership:
+            case "join" if own:
+                return await self.join(requester, room_id, content)
+            case "leave" if own:
+                return await self.leave(requester, room_id, content)
+            case "leave":
+                return await self._change_of_other(
+                    requester, room_id, user_id, "leave", content, _has_membership
+                )
+            case "invite":
+                return await self.invite(requester, room_id, user_id, content)
+            case _:
+                return await self._change_of_other(requester, room_id, user_id, membership, content)
+
+    async def forget(self, requester: Requester, room_id: RoomId) -> None:
+        """Forget a room that the user has left: its history is not readable until the user joins again.
+
+        Raises BadRequest for a room that the user is in.
+        """
+        async with self.database.connection() as tx:
+            if not await memberships.forget(tx, requester.user_nid, room_id):
+                raise BadRequest(f"you have not left {room_id}")
+        self.notifier.forgotten(requester.user_id, room_id)
+
+    def _authoriser(self, head: RoomHead, helpers: _Helpers) -> UserId:
+        """The local user through whom someone enters a restricted room.
+
+        Raises Forbidden when no condition is met, UnableToGrantJoin when nobody here may invite.
+        Source: Client-Server API, "Restricted rooms"; Server-Server API, "Restricted rooms".
+        """
+        rules = head.event("m.room.join_rules")
+        allow = rules.content.get("allow") if rules is not None else None
+        if not any(
+            _lets_in(condition, helpers.joined) for condition in (allow if isinstance(allow, list) else ())
+        ):
+            raise Forbidden("you are in none of the rooms whose members may join")
+        create = head.event("m.room.create")
+        assert create is not None
+        power_levels = head.event("m.room.power_levels")
+        levels = PowerLevels.of(head.version, create, power_levels)
+        named = power_levels.content.get("users") if power_levels is not None else None
+        known = (*creators_of(head.version, create), *(named if isinstance(named, dict) else ()))
+        able = [
+            candidate
+            for candidate in dict.fromkeys((*known, *helpers.members))
+            if candidate.endswith(f":{self.server_name}") and levels.user_level(candidate) >= levels.invite
+        ]
+        members = head.events([("m.room.member", candidate) for candidate in able])
+        for (_, candidate), member in members.items():
+            if member.membership == "join":
+                return UserId(candidate)
+        raise UnableToGrantJoin("nobody on this server may let you in")
+
+    async def _change_of_other(
+        self,
+        requester: Requester,
+        room_id: RoomId,
+        user_id: UserId,
+        membership: str,
+        extra: JsonObject,
+        check: Callable[[object], None] | None = None,
+    ) -> EventId:
+        try:
+            return await self._change(requester.user_id, room_id, user_id, membership, extra, check)
+        except UnknownRoom:
+            raise Forbidden("you are not in this room") from None
+
+    async def _change(
+        self,
+        sender: UserId,
+        room_id: RoomId,
+        user_id: UserId,
+        membership: str,
+        extra: JsonObject,
+        check: Callable[[object], None] | None = None,
+    ) -> EventId:
+        draft = EventDraft("m.room.member", {**extra, "membership": membership}, user_id)
+
+        def decide(head: RoomHead) -> list[Pdu]:
+            current = head.event("m.room.member", user_id)
+            if check is not None:
+                check(None if current is None else current.membership)
+            if current is not None and user_id == sender and current.membership == membership == "leave":
+                return [current]
+            return [changed_or_current(head, build_event(head, draft, sender, self.clock_ms()))]
+
+        return await self._append(room_id, decide)
+
+    async def _append(self, room_id: RoomId, decide: Callable[[RoomHead], list[Pdu]]) -> EventId:
+        try:
+            return (await self.persister.append(room_id, decide))[-1]
+        except ProtocolError as error:
+            raise as_answer(error) from None
+
+
+def _has_membership(current: object) -> None:
+    if current not in (*_CAN_BE_KICKED, "ban"):
+        raise Forbidden("this user is not in the room")
+
+
+def _is_restricted(head: RoomHead, user_id: UserId) -> bool:
+    """Whether this user enters the room only by the conditions of its join rules."""
+    rules = head.event("m.room.join_rules")
+    own = head.event("m.room.member", user_id)
+    return (
+        rules is not None
+        and rules.content.get("join_rule") in head.version.restricted_join_rules
+        and (own is None or own.membership not in ("join", "invite"))
+    )
+
+
+def _lets_in(condition: object, joined: Collection[RoomId]) -> bool:
+    """Whether an entry of join_rules' `allow` is met; malformed ones are met by nobody."""
+    if not isinstance(condition, dict) or condition.get("type") != "m.room_membership":
+        return False
+    room_id = condition.get("room_id")
+    return isinstance(room_id, str) and room_id in joined

@@ -1,0 +1,114 @@
+"""A server as its operator runs it: a process with an embedded PostgreSQL, to be killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import yaml
+
+from storage.embedded.cluster import CLUSTER
+from storage.embedded.socket_folder import connection_url, socket_folder_of
+
+START_LIMIT_S = 60.0
+STOP_LIMIT_S = 30.0
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ServerProcess:
+    """`lair-chat serve` on a data folder; the port stays the same over restarts."""
+
+    def __init__(self, folder: Path, settings: dict[str, object] | None = None) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._config = folder / "config.yaml"
+        config: dict[str, object] = {
+            "server_name": "lair.test",
+            "data_dir": str(folder / "data"),
+            "listeners": [{"bind": "127.0.0.1", "port": self.port}],
+            "registration": {"enabled": True, "require_token": False},
+            "rate_limits": {"enabled": False},
+            "passwords": {"argon2_memory_kib": 64, "argon2_iterations": 1},
+            "logging": {"level": "WARNING"},
+        }
+        self._config.write_text(yaml.safe_dump(config | (settings or {})))
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text()
+
+    @property
+    def database_url(self) -> str:
+        data_dir = self.folder / "data"
+        return connection_url(socket_folder_of(data_dir, data_dir / CLUSTER))
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def postmaster_pid(self) -> int:
+        return int((self.folder / "data" / CLUSTER / "postmaster.pid").read_text().splitlines()[0])
+
+    async def start(self) -> None:
+        """Start, and wait until the server says that it is ready."""
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "homeserver", "serve", "--config", str(self._config),
+                stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
+        async with asyncio.timeout(START_LIMIT_S), aiohttp.ClientSession() as session:
+            while not await self._is_ready(session):
+                if self._process.returncode is not None:
+                    raise AssertionError(f"the server ended:\n{self.log}")
+
+    async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
+        try:
+            async with session.get(f"{self.url}/health/ready") as response:
+                return response.status == 200
+        except aiohttp.ClientError:
+            await asyncio.sleep(0.02)
+            return False
+
+    async def stop(self) -> int:
+        """Tell it to stop; returns its exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(STOP_LIMIT_S):
+            return await self._process.wait()
+
+    async def kill(self) -> None:
+        """End it as a power cut would, and wait until it is gone."""
+        assert self._process is not None
+        self._process.kill()
+        await self._process.wait()
+
+    def kill_database(self) -> None:
+        os.kill(self.postmaster_pid, signal.SIGKILL)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._process.returncode is None:
+            await self.stop()
