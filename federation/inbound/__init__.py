@@ -1,0 +1,1 @@
+"""Server-Server requests that we answer: one file per section of the specification."""

@@ -1,0 +1,1 @@
+"""Server-Server requests that we make."""

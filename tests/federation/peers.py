@@ -1,0 +1,244 @@
+"""Other homeservers, which do as a test says, and what our side needs to meet them."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+from random import randint
+from typing import Any, Final
+
+import orjson
+import trustme
+from aiohttp import web
+
+from federation.outbound.server_discovery import ServerDiscovery
+from federation.outbound.signed_client import SignedClient
+from federation.outbound.srv_records import SrvRecords
+from homeserver.http_client import HttpClient
+from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.identifiers import ServerName
+from homeserver.protocol.request_signing import XMatrix, signed_request
+from homeserver.protocol.server_key_responses import make_key_response
+from homeserver.protocol.signing import SigningKey, VerifyKey, sign_json
+from homeserver.protocol.unpadded_base64 import encode_base64
+from homeserver.server_policy import ServerPolicy
+from homeserver.services.destinations import Destinations
+from homeserver.services.own_keys import OwnKeys
+from homeserver.services.server_keys import KeyRing
+from homeserver.services.signing_key_file import new_signing_key
+from storage.database import Database
+from tests.servers import MovableClock
+
+LOOPBACK: Final = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
+
+Answer = web.StreamResponse
+Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority of the test's own, and the file that makes others trust it."""
+
+    ca: trustme.CA
+    file: Path
+
+    @classmethod
+    def new(cls, folder: Path) -> Authority:
+        ca = trustme.CA()
+        file = folder / "ca.pem"
+        ca.cert_pem.write_to_path(str(file))
+        return cls(ca, file)
+
+    def server_context(self, *names: str) -> ssl.SSLContext:
+        """The TLS settings of a server with a certificate for names and addresses."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.ca.issue_cert(*names).configure_cert(context)
+        return context
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request that came."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+    tls_name: str | None
+
+
+@dataclass
+class HttpsServer:
+    """A web server of one handler on a loopback address."""
+
+    port: int
+    received: list[Received] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def https_server(
+    context: ssl.SSLContext | None, handler: Handler, *, address: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[HttpsServer]:
+    """Serve while the block lasts; without `context` over plain HTTP."""
+    names: list[str | None] = []
+    if context is not None:
+        context.sni_callback = lambda _socket, name, _context: names.append(name)
+    server = HttpsServer(0)
+
+    async def answer(request: web.BaseRequest) -> Answer:
+        received = Received(
+            request.method,
+            request.raw_path,
+            request.headers.copy(),
+            await request.read(),
+            names[-1] if names else None,
+        )
+        server.received.append(received)
+        return await handler(request)
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, address, port, ssl_context=context)
+        await site.start()
+        server.port = site.port
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+def json_answer(content: Any, status: int = 200, **headers: str) -> web.Response:
+    return web.Response(body=orjson.dumps(content), status=status, headers=headers)
+
+
+@dataclass
+class Peer:
+    """Another homeserver. `keys`: those in use; `old_keys` and `valid_until_ts`: what its list says."""
+
+    name: ServerName
+    clock: MovableClock
+    keys: list[SigningKey]
+    server: HttpsServer
+    old_keys: dict[str, VerifyKey] = field(default_factory=dict)
+    valid_until_ts: int | None = None
+    answers: dict[str, Callable[[], Answer | Awaitable[Answer]]] = field(default_factory=dict)
+
+    def response(self) -> dict[str, Any]:
+        """The list of its keys."""
+        valid_until_ts = self.clock() + 3600_000 if self.valid_until_ts is None else self.valid_until_ts
+        return make_key_response(self.name, self.keys, self.old_keys, valid_until_ts)
+
+    def asked(self, path: str) -> int:
+        """How often a path was asked for."""
+        return sum(received.target == path for received in self.server.received)
+
+    def sign(
+        self,
+        method: str,
+        uri: str,
+        destination: str | None,
+        body: bytes = b"",
+        *,
+        key: SigningKey | None = None,
+        origin: str | None = None,
+        in_header: bool = True,
+    ) -> str:
+        """The Authorization header of a request of this server's. `body`: canonical JSON."""
+        key = key or self.keys[0]
+        by = ServerName(origin or self.name)
+        to = None if destination is None else ServerName(destination)
+        bare = XMatrix(by, to, key.key_id, "")
+        signed = signed_request([bare], to or ServerName(""), method, uri)
+        del signed["signatures"]
+        if body:
+            signed["content"] = orjson.Fragment(body)
+        signature = encode_base64(key.sign(canonical_json(signed)))
+        return XMatrix(by, to if in_header else None, key.key_id, signature).to_header()
+
+    def attest(self, response: dict[str, Any]) -> dict[str, Any]:
+        """A list of keys with a signature of this server's."""
+        return sign_json(response, self.name, self.keys[0])
+
+
+KEY_LIST: Final = "/_matrix/key/v2/server"
+KEY_QUERY: Final = "/_matrix/key/v2/query"
+
+
+@asynccontextmanager
+async def running_peer(authority: Authority, clock: MovableClock) -> AsyncIterator[Peer]:
+    """A homeserver on a loopback address of its own, named by it."""
+    address = f"127.{randint(1, 254)}.{randint(1, 254)}.{randint(1, 254)}"
+
+    async def handler(request: web.BaseRequest) -> Answer:
+        answer = peer.answers.get(request.path)
+        if answer is not None:
+            given = answer()
+            return given if isinstance(given, web.StreamResponse) else await given
+        if request.path == KEY_LIST:
+            return json_answer(peer.response())
+        return json_answer({"errcode": "M_UNRECOGNIZED", "error": "?"}, 404)
+
+    async with https_server(authority.server_context(address), handler, address=address) as server:
+        peer = Peer(ServerName(f"{address}:{server.port}"), clock, [new_signing_key()], server)
+        yield peer
+
+
+def resolver(names: Mapping[str, Sequence[str]]) -> Callable[[str], Awaitable[Sequence[str]]]:
+    """A resolver that knows some names, and counts nothing else as one."""
+
+    async def resolve(host: str) -> Sequence[str]:
+        try:
+            return names[host]
+        except KeyError:
+            raise OSError(f"{host} is unknown") from None
+
+    return resolve
+
+
+@dataclass(frozen=True)
+class OurSide:
+    """A homeserver's services for federation, without the server."""
+
+    name: ServerName
+    clock: MovableClock
+    http: HttpClient
+    client: SignedClient
+    destinations: Destinations
+    key_ring: KeyRing
+    key: SigningKey
+
+
+@asynccontextmanager
+async def our_side(
+    database: Database,
+    authority: Authority,
+    clock: MovableClock,
+    *,
+    notaries: Sequence[ServerName] = (),
+    denied: Sequence[str] = (),
+    name: str = "our.test",
+) -> AsyncIterator[OurSide]:
+    """The services of one process."""
+    server_name = ServerName(name)
+    key = new_signing_key()
+    destinations = Destinations(database, clock)
+    await destinations.load()
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(
+            HttpClient(allowed_ranges=LOOPBACK, ca_files=[authority.file], resolve=resolver({}))
+        )
+        client = SignedClient(
+            http,
+            ServerDiscovery(http, SrvRecords(clock, None), clock),
+            server_name,
+            key,
+            ServerPolicy(server_name, None, frozenset(denied)),
+            destinations,
+            clock,
+        )
+        key_ring = KeyRing(database, OwnKeys(server_name, key, {}), client, notaries, clock)
+        yield OurSide(server_name, clock, http, client, destinations, key_ring, key)
