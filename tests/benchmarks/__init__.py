@@ -1,0 +1,1 @@
+"""What operations cost, as `make bench` prints it."""
