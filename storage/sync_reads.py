@@ -1,30 +1,52 @@
-"""What /sync reads for many rooms at once: one query each, whatever the number of rooms."""
+"""What /sync reads for many rooms at once: one query each, whatever the number of rooms.
+
+Rooms and events go by their numbers here; the events themselves are mostly in memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from homeserver.protocol.events import Pdu
-from homeserver.protocol.history_visibility import ViewHistory, visibility_in
-from homeserver.protocol.identifiers import UserId
+import asyncpg
+
 from storage.database import Transaction
+from storage.dictionaries import MEMBER_TYPE_NID
 from storage.event_flags import EventFlag
-from storage.room_heads import RoomRef, StoredEvent, stored_event
+from storage.packed_state import REMOVED, Key, PackedState, StateEntries
+
+_SHOWN_TO_NOBODY = EventFlag.HIDDEN | EventFlag.SOFT_FAILED | EventFlag.REJECTED
 
 
-@dataclass(frozen=True, slots=True)
-class TimelineEvent:
-    """A live event and its place in its room."""
+class TimelineEntry(NamedTuple):
+    """A live event's place in its room, without the event."""
 
     seq: int
+    nid: int
     flags: int
-    stored: StoredEvent
+    key: Key | None
+    """Of a state event."""
 
 
-async def seqs_at(tx: Transaction, positions: Iterable[tuple[int, int]]) -> list[int]:
+class Change(NamedTuple):
+    """An entry of the log of a room's state."""
+
+    key: Key
+    ver: int
+    event_nid: int
+
+
+class StateQuestion(NamedTuple):
+    """A key of a room's state at a version."""
+
+    room_nid: int
+    ver: int
+    event_type: str
+    state_key: str
+
+
+async def seqs_at(tx: Transaction, positions: Sequence[tuple[int, int]]) -> list[int]:
     """For each (room, stream position): the greatest room_seq at or before it, 0 where there is none."""
-    positions = list(positions)
     rows = await tx.fetch(
         """
         SELECT coalesce((
@@ -35,188 +57,283 @@ async def seqs_at(tx: Transaction, positions: Iterable[tuple[int, int]]) -> list
         [room_nid for room_nid, _ in positions],
         [pos for _, pos in positions],
     )
-    return [row["seq"] for row in rows]
+    return [row[0] for row in rows]
 
 
-async def newest_events(
-    tx: Transaction, ranges: Mapping[RoomRef, tuple[int, int]], limit: int
-) -> dict[RoomRef, list[TimelineEvent]]:
-    """For each room the newest events, at most `limit`, with a < room_seq <= b, in their order."""
-    rooms = {room.nid: room for room in ranges}
+async def newest_entries(
+    tx: Transaction, parts: Mapping[int, tuple[int, int, int]]
+) -> dict[int, list[TimelineEntry]]:
+    """For each room (a, b, limit): the newest events with a < room_seq <= b, at most `limit`, in order."""
     rows = await tx.fetch(
         """
-        SELECT part.room_nid, room_seq, nid, event_id, flags, json
-        FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS part(room_nid, a, b)
+        SELECT part.room_nid, newest.*
+        FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS part(room_nid, a, b, most)
         CROSS JOIN LATERAL (
-            SELECT room_seq, nid, event_id, flags, json FROM events
+            SELECT room_seq, nid, flags, type_nid, skey_nid FROM events
             WHERE events.room_nid = part.room_nid AND room_seq > part.a AND room_seq <= part.b AND sub = 0
               AND flags & $5 = 0
-            ORDER BY room_seq DESC LIMIT $4
+            ORDER BY room_seq DESC LIMIT part.most
         ) AS newest
-        ORDER BY room_nid, room_seq
+        ORDER BY part.room_nid, room_seq
         """,
-        list(rooms),
-        [ranges[room][0] for room in rooms.values()],
-        [ranges[room][1] for room in rooms.values()],
-        limit,
-        EventFlag.HIDDEN,
+        list(parts),
+        [a for a, _, _ in parts.values()],
+        [b for _, b, _ in parts.values()],
+        [limit for _, _, limit in parts.values()],
+        _SHOWN_TO_NOBODY,
     )
-    found: dict[RoomRef, list[TimelineEvent]] = {room: [] for room in ranges}
-    for row in rows:
-        room = rooms[row["room_nid"]]
-        found[room].append(TimelineEvent(row["room_seq"], row["flags"], stored_event(room, row)))
+    found: dict[int, list[TimelineEntry]] = {room_nid: [] for room_nid in parts}
+    for room_nid, seq, nid, flags, type_nid, skey_nid in rows:
+        key = None if skey_nid is None else (type_nid, skey_nid)
+        found[room_nid].append(TimelineEntry(seq, nid, flags, key))
     return found
 
 
+async def view_changes(
+    tx: Transaction, user_nid: int, upto: Mapping[int, int]
+) -> list[tuple[int, int, bool, int]]:
+    """How a user's membership and the history visibility of rooms changed, up to a version of each room.
+
+    Rows of (room, version, whether it is the membership, event; 0 for none any more), ascending in each room.
+    """
+    rows = await tx.fetch(
+        """
+        SELECT at.room_nid, log.ver, log.type_nid = $4 AS is_member, log.event_nid
+        FROM unnest($2::bigint[], $3::bigint[]) AS at(room_nid, ver)
+        CROSS JOIN (
+            VALUES ($4::int, $1::bigint),
+                   ((SELECT nid FROM event_types WHERE name = 'm.room.history_visibility'),
+                    (SELECT nid FROM atoms WHERE s = ''))
+        ) AS key(type_nid, skey_nid)
+        JOIN room_state_log AS log
+          ON log.room_nid = at.room_nid AND log.type_nid = key.type_nid AND log.skey_nid = key.skey_nid
+         AND log.ver <= at.ver
+        ORDER BY at.room_nid, log.ver
+        """,
+        user_nid,
+        list(upto),
+        list(upto.values()),
+        MEMBER_TYPE_NID,
+    )
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+
 async def replaced_events(
-    tx: Transaction, room_seqs: Iterable[tuple[RoomRef, int]]
-) -> dict[tuple[int, int], StoredEvent]:
-    """For state events, by (room, room_seq): the event that each replaced, where there was one."""
-    wanted = {(room.nid, seq): room for room, seq in room_seqs}
-    if not wanted:
+    tx: Transaction, entries: Iterable[tuple[int, TimelineEntry]]
+) -> dict[tuple[int, int], int]:
+    """For state events of timelines, by (room, room_seq): the event that each replaced, if there was one."""
+    states = [(room_nid, entry.seq, entry.key) for room_nid, entry in entries if entry.key is not None]
+    if not states:
         return {}
     rows = await tx.fetch(
         """
-        SELECT at.room_nid, at.seq, events.nid, event_id, flags, json
-        FROM unnest($1::bigint[], $2::bigint[]) AS at(room_nid, seq)
-        JOIN room_state_log AS log ON log.room_nid = at.room_nid AND log.ver = at.seq
+        SELECT state.room_nid, state.seq, older.event_nid
+        FROM unnest($1::bigint[], $2::bigint[], $3::int[], $4::bigint[])
+             AS state(room_nid, seq, type_nid, skey_nid)
         CROSS JOIN LATERAL (
-            SELECT older.event_nid FROM room_state_log AS older
-            WHERE older.room_nid = log.room_nid AND older.type_nid = log.type_nid
-              AND older.skey_nid = log.skey_nid AND older.ver < log.ver
-            ORDER BY older.ver DESC LIMIT 1
-        ) AS before
-        JOIN events ON events.nid = before.event_nid
+            SELECT log.event_nid FROM room_state_log AS log
+            WHERE log.room_nid = state.room_nid AND log.type_nid = state.type_nid
+              AND log.skey_nid = state.skey_nid AND log.ver < state.seq
+            ORDER BY log.ver DESC LIMIT 1
+        ) AS older
         """,
-        [room_nid for room_nid, _ in wanted],
-        [seq for _, seq in wanted],
+        [room_nid for room_nid, _, _ in states],
+        [seq for _, seq, _ in states],
+        [type_nid for _, _, (type_nid, _) in states],
+        [skey_nid for _, _, (_, skey_nid) in states],
     )
-    return {
-        (row["room_nid"], row["seq"]): stored_event(wanted[row["room_nid"], row["seq"]], row) for row in rows
-    }
+    return {(row[0], row[1]): row[2] for row in rows if row[2] != REMOVED}
 
 
-async def redacted_because(tx: Transaction, room: RoomRef, targets: Sequence[bytes]) -> dict[bytes, Pdu]:
-    """For redacted events, by their stored IDs: the first redaction of each."""
-    rows = await tx.fetch(
-        """
-        SELECT DISTINCT ON (target) target, nid, event_id, flags, json
-        FROM redactions JOIN events ON events.nid = by_nid
-        WHERE redactions.room_nid = $1 AND target = ANY($2::bytea[]) ORDER BY target, room_seq
-        """,
-        room.nid,
-        targets,
-    )
-    return {row["target"]: stored_event(room, row).pdu for row in rows}
-
-
-async def view_histories(
-    tx: Transaction, user_id: UserId, user_nid: int, rooms: Iterable[RoomRef]
-) -> dict[RoomRef, ViewHistory]:
-    """A user's view of rooms at all versions of their states."""
-    by_nid = {room.nid: room for room in rooms}
-    rows = await tx.fetch(
-        """
-        SELECT log.room_nid, log.ver, log.type_nid = 1 AS is_member, events.nid, event_id, flags, json
-        FROM room_state_log AS log LEFT JOIN events ON events.nid = log.event_nid
-        WHERE log.room_nid = ANY($1::bigint[])
-          AND ((log.type_nid = 1 AND log.skey_nid = $2)
-            OR (log.type_nid = (SELECT nid FROM event_types WHERE name = 'm.room.history_visibility')
-                AND log.skey_nid = (SELECT nid FROM atoms WHERE s = '')))
-        ORDER BY log.room_nid, log.ver
-        """,
-        list(by_nid),
-        user_nid,
-    )
-    changes: dict[int, tuple[list[tuple[int, object]], list[tuple[int, object]]]] = {
-        room_nid: ([], []) for room_nid in by_nid
-    }
-    for row in rows:
-        event = None if row["nid"] is None else stored_event(by_nid[row["room_nid"]], row).pdu
-        visibilities, memberships = changes[row["room_nid"]]
-        if row["is_member"]:
-            memberships.append((row["ver"], None if event is None else event.membership))
-        else:
-            visibilities.append((row["ver"], visibility_in(None if event is None else event.content)))
-    return {
-        by_nid[room_nid]: ViewHistory(visibilities, memberships)  # type: ignore[arg-type]
-        for room_nid, (visibilities, memberships) in changes.items()
-    }
-
-
-async def state_versions(tx: Transaction, at: Mapping[RoomRef, int]) -> dict[RoomRef, int]:
+async def state_versions(tx: Transaction, at: Mapping[int, int]) -> dict[int, int]:
     """For each room the newest version of its state at or before a room_seq, 0 where there is none."""
-    rooms = list(at)
     rows = await tx.fetch(
         """
-        SELECT coalesce((SELECT max(ver) FROM room_state_log AS log
-                         WHERE log.room_nid = at.room_nid AND ver <= at.seq), 0) AS ver
-        FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS at(room_nid, seq, i) ORDER BY i
+        SELECT at.room_nid, coalesce((SELECT max(ver) FROM room_state_log AS log
+                                      WHERE log.room_nid = at.room_nid AND ver <= at.seq), 0)
+        FROM unnest($1::bigint[], $2::bigint[]) AS at(room_nid, seq)
         """,
-        [room.nid for room in rooms],
+        list(at),
         list(at.values()),
     )
-    return {room: row["ver"] for room, row in zip(rooms, rows, strict=True)}
+    return {row[0]: row[1] for row in rows}
 
 
-async def changed_state(tx: Transaction, room: RoomRef, after: int, upto: int) -> list[StoredEvent]:
-    """The newest event of each key that changed in a range of versions, in the order of the changes."""
+async def whole_states(tx: Transaction, versions: Mapping[int, int]) -> dict[int, StateEntries]:
+    """The state of each room at a version: its newest snapshot before that, and the log since then."""
+    snapshots = await tx.fetch(
+        """
+        SELECT at.room_nid, snap.ver, snap.entries
+        FROM unnest($1::bigint[], $2::bigint[]) AS at(room_nid, ver)
+        CROSS JOIN LATERAL (
+            SELECT ver, entries FROM state_snap
+            WHERE state_snap.room_nid = at.room_nid AND state_snap.ver <= at.ver ORDER BY ver DESC LIMIT 1
+        ) AS snap
+        """,
+        list(versions),
+        list(versions.values()),
+    )
+    states: dict[int, StateEntries] = {room_nid: {} for room_nid in versions}
+    known = dict.fromkeys(versions, -1)
+    for room_nid, ver, entries in snapshots:
+        states[room_nid] = PackedState.stored(entries).entries()
+        known[room_nid] = ver
     rows = await tx.fetch(
         """
-        SELECT events.nid, event_id, flags, json FROM (
-            SELECT DISTINCT ON (type_nid, skey_nid) ver, event_nid FROM room_state_log
-            WHERE room_nid = $1 AND ver > $2 AND ver <= $3 ORDER BY type_nid, skey_nid, ver DESC
+        SELECT at.room_nid, log.type_nid, log.skey_nid, log.event_nid
+        FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS at(room_nid, known, ver)
+        JOIN room_state_log AS log ON log.room_nid = at.room_nid AND log.ver > at.known AND log.ver <= at.ver
+        ORDER BY log.ver
+        """,
+        list(versions),
+        list(known.values()),
+        list(versions.values()),
+    )
+    return _with_rows(states, rows)
+
+
+async def states_without_members(tx: Transaction, versions: Mapping[int, int]) -> dict[int, StateEntries]:
+    """The state of each room at a version, less the member events."""
+    rows = await tx.fetch(
+        """
+        SELECT at.room_nid, newest.type_nid, newest.skey_nid, newest.event_nid
+        FROM unnest($1::bigint[], $2::bigint[]) AS at(room_nid, ver)
+        CROSS JOIN LATERAL (
+            SELECT DISTINCT ON (type_nid, skey_nid) type_nid, skey_nid, event_nid FROM room_state_log AS log
+            WHERE log.room_nid = at.room_nid AND log.type_nid > $3 AND log.ver <= at.ver
+            ORDER BY type_nid, skey_nid, ver DESC
         ) AS newest
-        JOIN events ON events.nid = newest.event_nid ORDER BY newest.ver
         """,
-        room.nid,
-        after,
-        upto,
+        list(versions),
+        list(versions.values()),
+        MEMBER_TYPE_NID,
     )
-    return [stored_event(room, row) for row in rows]
+    return _with_rows({room_nid: {} for room_nid in versions}, rows)
 
 
-async def member_counts(tx: Transaction, room_nid: int) -> tuple[int, int]:
-    """How many users are joined to a room and how many are invited."""
+def _with_rows(states: dict[int, StateEntries], rows: Iterable[asyncpg.Record]) -> dict[int, StateEntries]:
+    """States with rows of (room, type, state key, event) on top, less what was removed."""
+    for room_nid, type_nid, skey_nid, event_nid in rows:
+        if event_nid == REMOVED:
+            states[room_nid].pop((type_nid, skey_nid), None)
+        else:
+            states[room_nid][type_nid, skey_nid] = event_nid
+    return states
+
+
+async def changes(tx: Transaction, parts: Mapping[int, tuple[int, int, int]]) -> dict[int, list[Change]]:
+    """For each room (a, middle, b): the keys that changed in versions a < ver <= b, ascending.
+
+    Each comes at most twice: as it was last changed before `middle`, and as it was last changed since.
+    """
+    found: dict[int, list[Change]] = {room_nid: [] for room_nid in parts}
+    if not parts:
+        return found
     rows = await tx.fetch(
         """
-        SELECT membership, count(*) AS n FROM memberships
-        WHERE room_nid = $1 AND membership IN (1, 2) GROUP BY membership
+        SELECT part.room_nid, newest.*
+        FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS part(room_nid, a, middle, b)
+        CROSS JOIN LATERAL (
+            SELECT DISTINCT ON (type_nid, skey_nid, ver < part.middle) type_nid, skey_nid, ver, event_nid
+            FROM room_state_log AS log
+            WHERE log.room_nid = part.room_nid AND ver > part.a AND ver <= part.b
+            ORDER BY type_nid, skey_nid, ver < part.middle, ver DESC
+        ) AS newest
+        ORDER BY part.room_nid, newest.ver
         """,
-        room_nid,
+        list(parts),
+        [a for a, _, _ in parts.values()],
+        [middle for _, middle, _ in parts.values()],
+        [b for _, _, b in parts.values()],
     )
-    counts = {row["membership"]: row["n"] for row in rows}
-    return counts.get(1, 0), counts.get(2, 0)
+    for room_nid, type_nid, skey_nid, ver, event_nid in rows:
+        found[room_nid].append(Change((type_nid, skey_nid), ver, event_nid))
+    return found
 
 
-async def heroes(tx: Transaction, room_nid: int, memberships: Sequence[int], most: int) -> list[UserId]:
-    """The users of these memberships who came first."""
+async def current_events(tx: Transaction, questions: Iterable[StateQuestion]) -> dict[StateQuestion, int]:
+    """The event of each key at the version; keys that have none are left out."""
+    by_number = list(questions)
     rows = await tx.fetch(
         """
-        SELECT s FROM memberships JOIN atoms ON atoms.nid = user_nid
-        WHERE room_nid = $1 AND membership = ANY($2::smallint[]) ORDER BY pos LIMIT $3
+        SELECT key.i, newest.event_nid
+        FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bytea[]) WITH ORDINALITY
+             AS key(room_nid, ver, name, s, i)
+        JOIN event_types ON event_types.name = key.name
+        JOIN atoms ON atoms.s = key.s
+        CROSS JOIN LATERAL (
+            SELECT event_nid FROM room_state_log AS log
+            WHERE log.room_nid = key.room_nid AND log.type_nid = event_types.nid AND log.skey_nid = atoms.nid
+              AND log.ver <= key.ver
+            ORDER BY log.ver DESC LIMIT 1
+        ) AS newest
         """,
-        room_nid,
+        [question.room_nid for question in by_number],
+        [question.ver for question in by_number],
+        [question.event_type.encode() for question in by_number],
+        [question.state_key.encode() for question in by_number],
+    )
+    return {by_number[row[0] - 1]: row[1] for row in rows if row[1] != REMOVED}
+
+
+async def type_names(tx: Transaction, type_nids: Iterable[int]) -> dict[int, str]:
+    """The names of event types."""
+    query = "SELECT nid, name FROM event_types WHERE nid = ANY($1::int[])"
+    return {row[0]: row[1].decode() for row in await tx.fetch(query, list(type_nids))}
+
+
+async def redactions_of(
+    tx: Transaction, targets: Sequence[tuple[int, bytes]]
+) -> dict[tuple[int, bytes], int]:
+    """For redacted events, by (room, stored ID): the first redaction of each that is live."""
+    rows = await tx.fetch(
+        """
+        SELECT DISTINCT ON (wanted.room_nid, wanted.target) wanted.room_nid, wanted.target, by_nid
+        FROM unnest($1::bigint[], $2::bytea[]) AS wanted(room_nid, target)
+        JOIN redactions ON redactions.room_nid = wanted.room_nid AND redactions.target = wanted.target
+        JOIN events ON events.nid = by_nid AND room_seq IS NOT NULL AND events.flags & $3 = 0
+        ORDER BY wanted.room_nid, wanted.target, room_seq, sub
+        """,
+        [room_nid for room_nid, _ in targets],
+        [target for _, target in targets],
+        _SHOWN_TO_NOBODY,
+    )
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+async def member_counts(tx: Transaction, room_nids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """How many users are joined to each room, and how many are invited."""
+    rows = await tx.fetch(
+        """
+        SELECT room_nid, count(*) FILTER (WHERE membership = 1), count(*) FILTER (WHERE membership = 2)
+        FROM memberships WHERE room_nid = ANY($1::bigint[]) AND membership IN (1, 2) GROUP BY room_nid
+        """,
+        room_nids,
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+async def first_members(
+    tx: Transaction, room_nids: Sequence[int], memberships: Sequence[int], most: int
+) -> dict[int, list[str]]:
+    """For each room some users of these memberships: those whose member events came first."""
+    rows = await tx.fetch(
+        """
+        SELECT room.nid, first.s FROM unnest($1::bigint[]) AS room(nid)
+        CROSS JOIN LATERAL (
+            SELECT pos, s FROM memberships JOIN atoms ON atoms.nid = user_nid
+            WHERE memberships.room_nid = room.nid AND membership = ANY($2::smallint[]) ORDER BY pos LIMIT $3
+        ) AS first
+        ORDER BY room.nid, first.pos
+        """,
+        room_nids,
         list(memberships),
         most,
     )
-    return [UserId(row["s"].decode()) for row in rows]
-
-
-async def membership_at(tx: Transaction, room: RoomRef, user_nid: int, seq: int) -> object:
-    """content.membership of a user at a version of a room's state; None for one who was never a member."""
-    row = await tx.fetchrow(
-        """
-        SELECT events.nid, event_id, flags, json
-        FROM room_state_log AS log JOIN events ON events.nid = event_nid
-        WHERE log.room_nid = $1 AND log.type_nid = 1 AND log.skey_nid = $2 AND ver <= $3
-        ORDER BY ver DESC LIMIT 1
-        """,
-        room.nid,
-        user_nid,
-        seq,
-    )
-    return None if row is None else stored_event(room, row).pdu.membership
+    found: dict[int, list[str]] = {room_nid: [] for room_nid in room_nids}
+    for room_nid, user_id in rows:
+        found[room_nid].append(user_id.decode())
+    return found
 
 
 async def txn_ids_of_device(

@@ -8,16 +8,33 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from homeserver.protocol.errors import BadJson, InvalidIdentifier
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import RoomId, UserId, parse_room_id, parse_user_id
+from homeserver.protocol.strict_json import JsonObject
 
 T = TypeVar("T")
 
 MAX_ENTRIES: Final = 1000
 """The longest list in a filter."""
+
+
+class FilteredEvent(Protocol):
+    """What a filter looks at in an event."""
+
+    @property
+    def type(self) -> str:
+        """The event's type."""
+
+    @property
+    def sender(self) -> UserId:
+        """Who sent it."""
+
+    @property
+    def content(self) -> JsonObject:
+        """Its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +86,12 @@ class EventFilter:
 
     def allows(self, event: Pdu) -> bool:
         """Whether an event passes."""
+        return self.allows_room(event.room_id) and self.allows_in_room(event)
+
+    def allows_in_room(self, event: FilteredEvent) -> bool:
+        """Whether an event passes, as far as all but its room goes."""
+        if not self.allows_type(event.type):
+            return False
         if event.sender in self.not_senders or (
             self.senders is not None and event.sender not in self.senders
         ):
@@ -82,7 +105,7 @@ class EventFilter:
                 self.rel_types is not None and rel_type not in self.rel_types
             ):
                 return False
-        return self.allows_type(event.type) and self.allows_room(event.room_id)
+        return True
 
 
 @dataclass(frozen=True, slots=True)

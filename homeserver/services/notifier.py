@@ -1,7 +1,8 @@
 """Who of our users is in which room, and waking those who wait for news.
 
 A user who synced lately is kept in memory with all rooms it has to do with, as of the stream's position: the
-stream tells of each change. So finding whom an event concerns takes no look-up elsewhere.
+stream tells of each change. So finding whom an event concerns takes no look-up elsewhere. While a request
+follows a user, the user stays.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
+from homeserver.errors import Unavailable
 from homeserver.protocol.identifiers import RoomId, UserId
-from homeserver.protocol.room_versions import room_version
+from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.services.single_flight import SingleFlight
 from storage import memberships
 from storage.database import Database
@@ -21,7 +24,10 @@ from storage.memberships import Membership
 from storage.room_heads import RoomRef
 from storage.stream import Stream, StreamEvent
 
-MAX_USERS: Final = 50_000
+MAX_USER_ROOMS: Final = 500_000
+"""Of (user, room): so many are kept in memory, and those of users whom requests follow."""
+MAX_DROPPED: Final = 100
+"""At most so many users are looked at for one who is loaded."""
 MAX_WAITING: Final = 100_000
 
 
@@ -49,6 +55,16 @@ class LocalUser:
     news: int = 0
     """Everything that concerns the user is at or before this position."""
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
+    followers: int = 0
+    """How many requests are being answered for the user."""
+
+
+@dataclass(slots=True)
+class _Meanwhile:
+    """What happened while a user was being loaded."""
+
+    members: list[StreamEvent] = field(default_factory=list)
+    forgotten: list[RoomId] = field(default_factory=list)
 
 
 class Notifier:
@@ -58,9 +74,10 @@ class Notifier:
         self._database = database
         self._stream = stream
         self._users: OrderedDict[UserId, LocalUser] = OrderedDict()
-        self._loading: SingleFlight[UserId, LocalUser] = SingleFlight()
-        self._arrived: dict[UserId, list[StreamEvent]] = {}
+        self._loading: SingleFlight[UserId, None] = SingleFlight()
+        self._meanwhile: dict[UserId, _Meanwhile] = {}
         self._in_room: dict[int, set[LocalUser]] = {}
+        self._user_rooms = 0
         self._waiting = 0
         self._closed = False
 
@@ -69,13 +86,22 @@ class Notifier:
         """How many requests wait for news."""
         return self._waiting
 
-    async def user(self, user_id: UserId, user_nid: int) -> LocalUser:
-        """A user with its rooms, as of the stream's position at the time this returns."""
-        user = self._users.get(user_id)
-        if user is not None:
-            self._users.move_to_end(user_id)
-            return user
-        return await self._loading.do(user_id, lambda: self._load(user_id, user_nid))
+    @property
+    def users(self) -> int:
+        """How many users are in memory."""
+        return len(self._users)
+
+    async def follow(self, user_id: UserId, user_nid: int) -> LocalUser:
+        """A user with its rooms, as of the stream's position, and kept so until `unfollow`."""
+        while (user := self._users.get(user_id)) is None:
+            await self._loading.do(user_id, lambda: self._load(user_id, user_nid))
+        self._users.move_to_end(user_id)
+        user.followers += 1
+        return user
+
+    def unfollow(self, user: LocalUser) -> None:
+        """A request that follows a user ends."""
+        user.followers -= 1
 
     def listen(self, events: Sequence[StreamEvent]) -> None:
         """Take over what the next events of the stream change, and wake whom they concern."""
@@ -86,17 +112,24 @@ class Notifier:
 
     def forgotten(self, user_id: UserId, room_id: RoomId) -> None:
         """A user has forgotten a room."""
+        if (meanwhile := self._meanwhile.get(user_id)) is not None:
+            meanwhile.forgotten.append(room_id)
         user = self._users.get(user_id)
         for user_room in user.rooms.values() if user is not None else ():
             if user_room.room.room_id == room_id:
                 user_room.forgotten = True
 
     async def wait(self, user: LocalUser, after: int, timeout_s: float) -> bool:
-        """Wait until something after a position may be new for a user; False when nothing was for so long."""
+        """Wait until something after a position may be new for a user; False when nothing was for so long.
+
+        Raises Unavailable when too many wait: an empty answer at once would be asked for again at once.
+        """
         if user.news > after:
             return True
-        if self._closed or self._waiting >= MAX_WAITING:
+        if self._closed:
             return False
+        if self._waiting >= MAX_WAITING:
+            raise Unavailable("too many requests wait for news")
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(timeout_s, _expire, woken)
@@ -117,29 +150,37 @@ class Notifier:
         self._closed = True
         self._wake(self._users.values(), 0)
 
-    async def _load(self, user_id: UserId, user_nid: int) -> LocalUser:
-        user = LocalUser(user_id, user_nid, news=self._stream.position)
-        arrived = self._arrived[user_id] = []
+    async def _load(self, user_id: UserId, user_nid: int) -> None:
+        meanwhile = self._meanwhile[user_id] = _Meanwhile()
         try:
             async with self._database.connection() as tx:
                 rows = await memberships.of_user(tx, user_nid)
+            if any(row.pos > self._stream.position for row in rows):
+                await (
+                    self._stream.catch_up()
+                )  # nobody may be ahead of the stream: what it tells would be lost
         finally:
-            del self._arrived[user_id]
+            del self._meanwhile[user_id]
+        # From here on nothing is awaited: the user is complete as of the stream's position.
+        user = LocalUser(user_id, user_nid, news=self._stream.position)
         for row in rows:
-            room = RoomRef(row.room_nid, row.room_id, room_version(row.version))
-            user.rooms[room.nid] = UserRoom(room, row.membership, row.pos, row.event_nid, row.forgotten)
+            if row.version in ROOM_VERSIONS:
+                room = RoomRef(row.room_nid, row.room_id, ROOM_VERSIONS[row.version])
+                user.rooms[room.nid] = UserRoom(room, row.membership, row.pos, row.event_nid, row.forgotten)
         self._users[user_id] = user
+        self._user_rooms += 1 + len(user.rooms)
         for user_room in user.rooms.values():
             if user_room.membership is Membership.JOIN:
                 self._in_room.setdefault(user_room.room.nid, set()).add(user)
-        for event in arrived:
+        for room_id in meanwhile.forgotten:
+            self.forgotten(user_id, room_id)
+        for event in meanwhile.members:
             self._take_member(event, user_id)
         self._drop_unused()
-        return user
 
     def _take_member(self, event: StreamEvent, user_id: UserId) -> None:
-        if (arrived := self._arrived.get(user_id)) is not None:
-            arrived.append(event)
+        if (meanwhile := self._meanwhile.get(user_id)) is not None:
+            meanwhile.members.append(event)
         user = self._users.get(user_id)
         if user is None:
             return
@@ -147,6 +188,7 @@ class Notifier:
         known = user.rooms.get(event.room.nid)
         if known is None:
             known = user.rooms[event.room.nid] = UserRoom(event.room, membership, 0, 0, since=event.pos)
+            self._user_rooms += 1
         elif known.pos >= event.pos:
             return
         elif known.membership is not membership:
@@ -170,17 +212,24 @@ class Notifier:
                     woken.set_result(None)
 
     def _drop_unused(self) -> None:
-        """Forget the users who synced longest ago, but none who waits."""
-        for user_id in list(self._users)[: max(0, len(self._users) - MAX_USERS)]:
-            user = self._users[user_id]
-            if not user.waiting:
-                del self._users[user_id]
-                for room_nid in user.rooms:
-                    in_room = self._in_room.get(room_nid)
-                    if in_room is not None:
-                        in_room.discard(user)
-                        if not in_room:
-                            del self._in_room[room_nid]
+        """Forget the users who synced longest ago, but none whom a request follows, nor the newest."""
+        for user in list(islice(self._users.values(), min(MAX_DROPPED, len(self._users) - 1))):
+            if self._user_rooms <= MAX_USER_ROOMS:
+                return
+            if user.followers:
+                self._users.move_to_end(user.user_id)
+            else:
+                self._drop(user)
+
+    def _drop(self, user: LocalUser) -> None:
+        del self._users[user.user_id]
+        self._user_rooms -= 1 + len(user.rooms)
+        for room_nid in user.rooms:
+            in_room = self._in_room.get(room_nid)
+            if in_room is not None:
+                in_room.discard(user)
+                if not in_room:
+                    del self._in_room[room_nid]
 
 
 def _expire(woken: asyncio.Future[None]) -> None:

@@ -17,19 +17,20 @@ class SingleFlight(Generic[K, V]):
         self._running: dict[K, asyncio.Future[V]] = {}
 
     async def do(self, key: K, work: Callable[[], Awaitable[V]]) -> V:
-        """The outcome of `work` for this key; when the first is cancelled, so are those who wait for it."""
-        running = self._running.get(key)
-        if running is not None:
-            return await asyncio.shield(running)
+        """The outcome of `work` for this key. When the first is cancelled, one who waits takes over."""
+        while (running := self._running.get(key)) is not None:
+            await asyncio.wait((running,))  # a task that waits may be cancelled without harm to the others
+            if not running.cancelled():
+                return running.result()
         running = self._running[key] = asyncio.get_running_loop().create_future()
         try:
             outcome = await work()
+        except asyncio.CancelledError:
+            running.cancel()
+            raise
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                running.cancel()
-            else:
-                running.set_exception(error)
-                running.exception()  # perhaps nobody else waits
+            running.set_exception(error)
+            running.exception()  # perhaps nobody else waits
             raise
         else:
             running.set_result(outcome)

@@ -9,7 +9,7 @@ Source: Client-Server API, "Syncing".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -21,8 +21,9 @@ from homeserver.protocol.identifiers import RoomId
 from homeserver.services.access_tokens import Requester
 from homeserver.services.notifier import LocalUser, Notifier, UserRoom
 from homeserver.services.recent_events import RecentEvents
-from homeserver.services.sync_sections import Section, SyncSections
+from homeserver.services.sync_sections import SyncSections
 from homeserver.services.sync_tokens import SyncToken
+from homeserver.services.sync_viewer import Section, SectionKind, Viewer
 from storage.memberships import Membership
 from storage.stream import Stream
 
@@ -59,18 +60,24 @@ class Sync:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(request.timeout_ms, LONGEST_TIMEOUT_MS) / 1000
-        user = await self.notifier.user(requester.user_id, requester.user_nid)
-        since = self._position(request.since)
-        while True:
-            upto = self.stream.position
-            if since is None or request.full_state or user.news > since:
-                rooms = await self._rooms(requester, user, since, upto, request)
-                if rooms or since is None or request.full_state:
-                    return self._body(upto, rooms)
-            if loop.time() >= deadline or not await self.notifier.wait(user, upto, deadline - loop.time()):
-                return self._body(upto, {})
+        since = await self._position(request.since)
+        user = await self.notifier.follow(requester.user_id, requester.user_nid)
+        try:
+            while True:
+                upto = self.stream.position
+                if since is None or request.full_state or user.news > since:
+                    rooms = await self._rooms(requester, user, since, upto, request)
+                    if rooms or since is None or request.full_state:
+                        return self._body(upto, rooms)
+                    since = upto  # nothing of all that is for this reader
+                if loop.time() >= deadline or not await self.notifier.wait(
+                    user, upto, deadline - loop.time()
+                ):
+                    return self._body(upto, {})
+        finally:
+            self.notifier.unfollow(user)
 
-    def _position(self, since: str | None) -> int | None:
+    async def _position(self, since: str | None) -> int | None:
         """The position that a token stands for; None says to begin anew: the database has another history."""
         if since is None:
             return None
@@ -79,47 +86,67 @@ class Sync:
             raise InvalidParam("since is no token of this server")
         if token.incarnation != self.incarnation:
             return None
+        if token.pos > self.stream.position:
+            await self.stream.catch_up()
         return min(token.pos, self.stream.position)
 
     async def _rooms(
         self, requester: Requester, user: LocalUser, since: int | None, upto: int, request: SyncRequest
-    ) -> dict[str, dict[RoomId, bytes]]:
+    ) -> dict[SectionKind, dict[RoomId, bytes]]:
         """The parts of the response, by membership: those that have nothing new are left out."""
-        wanted: dict[str, list[Section]] = {}
         allows = request.filter.room.allows_room
-        for user_room in user.rooms.values():
-            found = self._section(user_room, since, request)
-            if found is not None and allows(user_room.room.room_id):
-                kind, section = found
-                wanted.setdefault(kind, []).append(section)
-        if not wanted:
+        sections = [
+            section
+            for user_room in self._changed(user, since, request)
+            if (section := self._section(user_room, since, request)) is not None
+            and allows(user_room.room.room_id)
+        ]
+        if not sections:
             return {}
-        return await self.sections.render(requester, wanted, upto, request.filter, request.state_after_key)
+        viewer = Viewer(
+            requester,
+            since=since,
+            upto=upto,
+            now_ms=self.clock_ms(),
+            filter_=request.filter,
+            state_after_key=request.state_after_key,
+        )
+        return await self.sections.render(viewer, sections)
 
-    def _section(
-        self, user_room: UserRoom, since: int | None, request: SyncRequest
-    ) -> tuple[str, Section] | None:
-        """Where a room belongs in the response, and from where on; None when it has nothing new."""
-        frozen = replace(user_room)
-        changed = since is None or frozen.pos > since
-        match frozen.membership:
+    def _changed(self, user: LocalUser, since: int | None, request: SyncRequest) -> Iterable[UserRoom]:
+        """The rooms of a user in which something may be new; all of them where those are found no sooner."""
+        if since is None or request.full_state:
+            return user.rooms.values()
+        changed = self.recent.rooms_after(since, len(user.rooms))
+        if changed is None:
+            return user.rooms.values()
+        return [user.rooms[nid] for nid in changed if nid in user.rooms]
+
+    def _section(self, user_room: UserRoom, since: int | None, request: SyncRequest) -> Section | None:
+        """Where a room belongs in the response; None when it has nothing new."""
+        changed = since is None or user_room.pos > since
+        kind: SectionKind
+        match user_room.membership:
             case Membership.JOIN:
-                last_pos = self.recent.last_pos(frozen.room.nid)
                 covered = since is not None and since >= self.recent.start
-                if covered and since is not None and last_pos <= since and not request.full_state:
-                    return None
-                return "join", Section(frozen, since, request.full_state)
-            case Membership.INVITE if changed:
-                return "invite", Section(frozen, since)
-            case Membership.KNOCK if changed:
-                return "knock", Section(frozen, since)
+                if covered and not changed and not request.full_state:
+                    assert since is not None
+                    if self.recent.last_pos(user_room.room.nid) <= since:
+                        return None
+                kind = "join"
+            case Membership.INVITE if changed or request.full_state:
+                kind = "invite"
+            case Membership.KNOCK if changed or request.full_state:
+                kind = "knock"
             case Membership.LEAVE | Membership.BAN if changed:
-                if since is None and (frozen.forgotten or not request.filter.room.include_leave):
+                if since is None and (user_room.forgotten or not request.filter.room.include_leave):
                     return None
-                return "leave", Section(frozen, since)
-        return None
+                kind = "leave"
+            case _:
+                return None
+        return Section(kind, replace(user_room), request.full_state)
 
-    def _body(self, upto: int, rooms: dict[str, dict[RoomId, bytes]]) -> bytes:
+    def _body(self, upto: int, rooms: Mapping[SectionKind, Mapping[RoomId, bytes]]) -> bytes:
         token = SyncToken(upto, self.clock_ms(), self.incarnation)
         kinds = [
             b'"%s":{%s}'

@@ -228,7 +228,7 @@ async def test_the_transaction_id_is_shown_to_the_sending_device_alone(
 
 async def test_lazy_loading_gives_the_members_who_speak_and_each_once(alice: Client, bob: Client) -> None:
     lazy = {"room": {"state": {"lazy_load_members": True}, "timeline": {"limit": 2}}}
-    room_id = await alice.create_room()
+    room_id = await alice.create_room(name="Tea")
     await bob.join(room_id)
     for number in range(3):
         await alice.say(room_id, str(number))
@@ -326,8 +326,7 @@ async def test_prom_sync_every_event_reaches_every_device_once_and_in_order(
     everything = {"room": {"timeline": {"limit": 100}}}
 
     async def speak(speaker: Client) -> None:
-        for number in range(25):
-            sent.append(await speaker.say(room_id, str(number)))
+        sent.extend([await speaker.say(room_id, str(number)) for number in range(25)])
 
     async def listen(device: Client, token: str) -> list[str]:
         heard: list[str] = []
