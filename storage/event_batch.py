@@ -157,4 +157,5 @@ def redacted_by(pdu: Pdu) -> EventId | None:
     """The event that a redaction of a local user takes the content from; None for all other events."""
     if pdu.type != "m.room.redaction" or pdu.state_key is not None:
         return None
-    return EventId(pdu.content["redacts"])
+    redacts = pdu.content.get("redacts")
+    return EventId(redacts) if isinstance(redacts, str) else None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from homeserver.protocol.identifiers import RoomId, ServerName, UserId
 from storage.database import Transaction
+
+COUNTED_MEMBERS: Final = 2000
+"""Of so many members the servers are counted."""
 
 
 class Membership(IntEnum):
@@ -49,6 +53,20 @@ async def joined_users_of_server(
         LIMIT $3
     """
     return [UserId(row["s"].decode()) for row in await tx.fetch(query, room_id, server_name, most)]
+
+
+async def servers_of(tx: Transaction, room_id: RoomId, most: int) -> list[ServerName]:
+    """Servers of joined members of a room, those with the most first; of a large room, of some members."""
+    query = """
+        SELECT substring(convert_from(s, 'UTF8') FROM ':(.*)') AS server_name FROM (
+            SELECT user_nid FROM memberships JOIN rooms ON rooms.nid = room_nid
+            WHERE room_id = $1 AND membership = 1 LIMIT $3
+        ) AS members
+        JOIN atoms ON atoms.nid = user_nid
+        GROUP BY server_name ORDER BY count(*) DESC, server_name LIMIT $2
+    """
+    rows = await tx.fetch(query, room_id, most, COUNTED_MEMBERS)
+    return [ServerName(row["server_name"]) for row in rows]
 
 
 async def forget(tx: Transaction, user_nid: int, room_id: RoomId) -> bool:

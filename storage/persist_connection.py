@@ -15,6 +15,7 @@ from storage.event_batch import PERSIST, EventBatch
 log = logging.getLogger(__name__)
 
 RECONNECT_PAUSES_S: Final = (0.02, 0.05, 0.1, 0.2, 0.5, *([1.0] * 60))
+RECONNECT_LIMIT_S: Final = 60.0
 BUSY: Final = (
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
@@ -47,7 +48,7 @@ class PersistConnection:
         self._database = database
         self._connection: Transaction | None = None
         self._statement: Any = None
-        self._backend_pid = 0
+        self._session: asyncpg.Record | None = None
 
     async def persist(self, batch: EventBatch) -> Outcome:
         """Store a batch. Raises one of CONNECTION_LOST (the outcome is unknown) or asyncpg.PostgresError."""
@@ -76,18 +77,19 @@ class PersistConnection:
     async def reconnect(self) -> None:
         """Connect again, patiently, and make sure that the old session will not commit any more.
 
-        Raises one of CONNECTION_LOST when the database stays away for a minute.
+        Raises TimeoutError when the database stays away for a minute.
         """
         self.close()
-        for pause_s in RECONNECT_PAUSES_S:
-            try:
-                await self._connect()
-            except (*CONNECTION_LOST, asyncpg.PostgresError) as error:
-                log.warning("the database is gone, connecting again: %s", error)
-                await asyncio.sleep(pause_s)
-            else:
-                return
-        await self._connect()
+        async with asyncio.timeout(RECONNECT_LIMIT_S):
+            for pause_s in RECONNECT_PAUSES_S:
+                try:
+                    await self._connect()
+                except CONNECTION_LOST as error:
+                    log.warning("the database is gone, connecting again: %s", error or type(error).__name__)
+                    await asyncio.sleep(pause_s)
+                else:
+                    return
+        raise TimeoutError
 
     def close(self) -> None:
         """End the connection at once."""
@@ -96,28 +98,31 @@ class PersistConnection:
             self._connection = None
 
     async def _connect(self) -> None:
-        connection = await self._database.dedicated()
         try:
-            if self._backend_pid:
-                await _end_session(connection, self._backend_pid)
+            connection = await self._database.dedicated()
+        except asyncpg.PostgresError as error:  # it has no connection to spare, say
+            raise ConnectionError(str(error)) from error
+        try:
+            if self._session is not None:
+                async with asyncio.timeout(RECONNECT_LIMIT_S):
+                    await _end_session(connection, self._session)
             # The plans of the call are kept: they must not have been chosen while the tables were small.
             await connection.execute(
                 "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off"
             )
             self._statement = await connection.prepare(PERSIST)
-            self._backend_pid = connection.get_server_pid()
+            self._session = await connection.fetchrow(
+                "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            )
         except BaseException:
             connection.terminate()
             raise
         self._connection = connection
 
 
-async def _end_session(connection: Transaction, backend_pid: int) -> None:
+async def _end_session(connection: Transaction, session: asyncpg.Record) -> None:
     """End our former session if it is still there, and wait until it is gone with its transaction."""
-    session = """
-        SELECT pid FROM pg_stat_activity
-        WHERE pid = $1 AND application_name = 'lair-chat' AND usename = current_user
-    """
-    while await connection.fetchval(session, backend_pid) is not None:
-        await connection.fetchval("SELECT pg_terminate_backend($1)", backend_pid)
+    find = "SELECT pid FROM pg_stat_activity WHERE (pid, backend_start) = ($1, $2)"
+    while (pid := await connection.fetchval(find, session["pid"], session["backend_start"])) is not None:
+        await connection.fetchval("SELECT pg_terminate_backend($1)", pid)
         await asyncio.sleep(0.02)

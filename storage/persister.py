@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -28,7 +28,7 @@ from storage.dictionaries import Dictionaries
 from storage.event_batch import EventBatch, NewEvent, NewRoom, TxnKey, redacted_by
 from storage.events import event_ids_of, stored_event_ids
 from storage.nids import NidBlocks
-from storage.persist_connection import Outcome, PersistConnection
+from storage.persist_connection import RECONNECT_PAUSES_S, Outcome, PersistConnection
 from storage.room_heads import Needs, RoomHead, RoomHeads, RoomRef, StoredEvent
 from storage.stream import Stream, StreamEvent
 from storage.txn_ids import find_txn
@@ -42,6 +42,10 @@ A current event of the head's state may be returned instead: it is there already
 """
 
 MAX_BATCH: Final = 300
+MAX_BATCH_EVENTS: Final = 1000
+"""A batch takes no further decision once it has so many events: the lock is held while they are stored."""
+MAX_DECISION_EVENTS: Final = 2000
+"""The most that one decision may add. createRoom needs the most."""
 MAX_QUEUE: Final = 20_000
 MAX_ROUNDS: Final = 100
 """How often a decision may ask for more, or be overtaken, before it fails."""
@@ -80,22 +84,42 @@ class _Wanted:
 
 
 @dataclass(slots=True)
+class _Decided:
+    """What a decision came to, told once the batch has shown that its head is the room's newest."""
+
+    item: _Item
+    pdus: Sequence[Pdu] = ()
+    events: Sequence[NewEvent] = ()
+    error: Exception | None = None
+
+    @property
+    def event_ids(self) -> list[EventId]:
+        """The answer."""
+        return [pdu.event_id for pdu in self.pdus]
+
+
+@dataclass(slots=True)
 class _RoomBatch:
     """What one room gets in a batch: `head` lies over `base`, which stands for what is committed."""
 
     base: RoomHead
     head: RoomHead
-    items: list[tuple[_Item, Sequence[Pdu], list[NewEvent]]] = field(default_factory=list)
+    decided: list[_Decided] = field(default_factory=list)
     creator_nid: int = 0
+
+    @property
+    def items(self) -> list[_Item]:
+        """Those whose decisions are in the batch."""
+        return [decided.item for decided in self.decided]
 
 
 class _UnknownTexts(Exception):
-    """An event names texts whose numbers are not in memory."""
+    """Events name texts whose numbers are not in memory."""
 
-    def __init__(self, atoms: Iterable[str], types: Iterable[str]) -> None:
+    def __init__(self, pdus: Iterable[Pdu]) -> None:
         super().__init__()
-        self.atoms = set(atoms)
-        self.types = set(types)
+        self.atoms = {text for pdu in pdus for text in (pdu.sender, pdu.state_key) if text is not None}
+        self.types = {pdu.type for pdu in pdus}
 
 
 class Persister:
@@ -119,12 +143,13 @@ class Persister:
         self._nids = NidBlocks(database)
         self._connection = PersistConnection(database)
         self._queue: deque[_Item] = deque()
-        self._halves: deque[list[_Item]] = deque()
+        self._batches: deque[list[_Item]] = deque()
+        """Items that are to be written together, before the queue."""
         self._work = asyncio.Event()
         self._txns: dict[TxnKey, asyncio.Future[list[EventId]]] = {}
         self._wanted: dict[object, _Wanted] = {}
         self._tasks: asyncio.TaskGroup
-        self._pending = 0
+        self._open: set[_Item] = set()
         self._closing = False
 
     async def append(self, room_id: RoomId, decide: Decision, *, key: TxnKey | None = None) -> list[EventId]:
@@ -146,15 +171,21 @@ class Persister:
         return await self._submit(new_room, decide, None)
 
     async def run(self) -> None:
-        """Write until `close`; returns when all that was handed over before is answered."""
+        """Write until `close`; returns when all that was handed over before is answered.
+
+        If it ends in another way, what waits is answered with Unavailable: nobody will write it.
+        """
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                while not (self._closing and self._pending == 0):
+                while not (self._closing and not self._open):
                     await self._work.wait()
                     self._work.clear()
-                    while self._queue or self._halves:
+                    while self._queue or self._batches:
                         await self._write(self._take())
         finally:
+            self._closing = True
+            for item in list(self._open):
+                self._finish(item, Unavailable("the server stops; try again"))
             self._connection.close()
 
     def close(self) -> None:
@@ -165,13 +196,13 @@ class Persister:
     @property
     def pending(self) -> int:
         """Decisions that are not answered yet."""
-        return self._pending
+        return len(self._open)
 
     async def _submit(self, target: RoomId | NewRoom, decide: Decision, key: TxnKey | None) -> list[EventId]:
-        if self._pending >= MAX_QUEUE or self._closing:
+        if len(self._open) >= MAX_QUEUE or self._closing:
             raise Unavailable("the server is busy; try again")
         item = _Item(target, decide, key, asyncio.get_running_loop().create_future())
-        self._pending += 1
+        self._open.add(item)
         if key is not None:
             self._txns[key] = item.future
         self._queue.append(item)
@@ -180,7 +211,7 @@ class Persister:
         return await asyncio.shield(item.future)
 
     def _finish(self, item: _Item, result: list[EventId] | BaseException) -> None:
-        self._pending -= 1
+        self._open.remove(item)
         if item.key is not None:
             del self._txns[item.key]
         if isinstance(result, BaseException):
@@ -205,35 +236,38 @@ class Persister:
         self._work.set()
 
     def _take(self) -> list[_Item]:
-        if self._halves:
-            return self._halves.popleft()
+        if self._batches:
+            return self._batches.popleft()
         return [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
 
     # -- from decisions to events
 
     async def _write(self, items: list[_Item]) -> None:
-        try:
-            await self._nids.reserve(4 * MAX_BATCH)
-        except Unavailable as error:
-            for item in items:
-                self._finish(item, error)
-            return
         rooms: dict[object, _RoomBatch] = {}
-        for item in items:
+        events = 0
+        for index, item in enumerate(items):
+            if events >= MAX_BATCH_EVENTS:
+                self._queue.extendleft(reversed(items[index:]))
+                break
             try:
-                self._decide(item, rooms)
+                await self._nids.reserve(1 + MAX_DECISION_EVENTS)
+                events += self._decide(item, rooms)
             except Needs as needs:
                 self._set_aside(item, keys=needs.keys)
             except _UnknownTexts as unknown:
                 self._set_aside(item, atoms=unknown.atoms, types=unknown.types)
             except Exception as error:
                 self._refuse(item, error)
-        rooms = {target: room for target, room in rooms.items() if room.items}
+        rooms = {target: room for target, room in rooms.items() if room.decided}
         if rooms:
             await self._store(rooms)
 
-    def _decide(self, item: _Item, rooms: dict[object, _RoomBatch]) -> None:
-        """Ask one decision, on top of what the batch has for its room so far."""
+    def _decide(self, item: _Item, rooms: dict[object, _RoomBatch]) -> int:
+        """Ask one decision, on top of what the batch has for its room so far; the number of its events.
+
+        Raises Needs and _UnknownTexts, and for a new room what the decision raises. For a room that exists,
+        that and "nothing to add" are answers about its newest head, which the batch is to confirm.
+        """
         room = rooms.get(item.room)
         if room is None:
             if isinstance(item.target, NewRoom):
@@ -243,30 +277,41 @@ class Persister:
             else:
                 raise Needs(())
             room = rooms[item.room] = _RoomBatch(base, base.overlay())
-        pdus = item.decide(room.head)
+        try:
+            pdus = item.decide(room.head)
+            if len(pdus) > MAX_DECISION_EVENTS:
+                raise ValueError(f"{len(pdus)} events are too many for one decision")
+        except Needs:
+            raise
+        except Exception as error:
+            if isinstance(item.target, NewRoom):
+                raise
+            room.decided.append(_Decided(item, error=error))
+            return 0
         trial = room.head.overlay()
         events = []
         for pdu in pdus:
             if not trial.has(pdu):
                 event = self._new_event(trial, pdu)
+                if event is None:
+                    raise _UnknownTexts(pdus)
                 trial.add(pdu, event.nid)
                 events.append(event)
-        if not events:
-            self._finish(item, [pdu.event_id for pdu in pdus])
-            return
         if isinstance(item.target, NewRoom):
             room.creator_nid = events[0].sender_nid
             room.base.room = RoomRef(room.base.room.nid, pdus[0].room_id, item.target.version)
         room.head.absorb(trial)
-        room.items.append((item, pdus, events))
+        room.decided.append(_Decided(item, pdus, events))
+        return len(events)
 
-    def _new_event(self, head: RoomHead, pdu: Pdu) -> NewEvent:
+    def _new_event(self, head: RoomHead, pdu: Pdu) -> NewEvent | None:
+        """The event with its numbers; None where a text of it has no number in memory."""
         atoms, types = self._dictionaries.atoms, self._dictionaries.event_types
         type_nid = types.known_nid(pdu.type)
         sender_nid = atoms.known_nid(pdu.sender)
         skey_nid = None if pdu.state_key is None else atoms.known_nid(pdu.state_key)
         if type_nid is None or sender_nid is None or (skey_nid is None and pdu.state_key is not None):
-            raise _UnknownTexts({pdu.sender, pdu.state_key or ""}, {pdu.type})
+            return None
         auth_nids, replaces = None, None
         if pdu.state_key is not None:
             replaces = head.stored(pdu.key)
@@ -344,20 +389,11 @@ class Persister:
 
     async def _store(self, rooms: dict[object, _RoomBatch]) -> None:
         started = time.perf_counter()
-        batch = EventBatch(self._clock_ms())
-        new_rooms = []
-        for room in rooms.values():
-            first_item = room.items[0][0]
-            if isinstance(first_item.target, NewRoom):
-                batch.add_new_room(room.base.room, first_item.target, room.creator_nid)
-                new_rooms.append(first_item)
-            else:
-                batch.add_room(room.base.room, room.base.seq)
-            for item, _, events in room.items:
-                for event in events:
-                    batch.add_event(room.base.room, event)
-                if item.key is not None:
-                    batch.add_key(item.key, room.base.room, events[-1])
+        try:
+            batch, new_rooms = self._batch_of(rooms)
+        except Exception as error:  # something that no row can be made of
+            self._bisect(rooms, error)
+            return
         try:
             outcome = await self._connection.persist(batch)
         except ValueError as error:  # what asyncpg could not even send
@@ -374,12 +410,33 @@ class Persister:
             self._finish(new_rooms[index], AliasTaken())
         published = self._sort_out(rooms, batch, outcome)
         if published:
-            await self._stream.publish(outcome.first_pos, outcome.last_pos, published)
-        self._metrics.persist_batch_events.observe({}, len(published))
-        self._metrics.persist_batch_seconds.observe({}, time.perf_counter() - started)
+            await self._publish(outcome, published)
+            self._metrics.persist_batch_events.observe({}, len(published))
+            self._metrics.persist_batch_seconds.observe({}, time.perf_counter() - started)
         for room in rooms.values():
-            for item, pdus, _ in room.items:
-                self._finish(item, [pdu.event_id for pdu in pdus])
+            for decided in room.decided:
+                if decided.error is None:
+                    self._finish(decided.item, decided.event_ids)
+                else:
+                    self._refuse(decided.item, decided.error)
+
+    def _batch_of(self, rooms: dict[object, _RoomBatch]) -> tuple[EventBatch, list[_Item]]:
+        """The rows, and the items of the new rooms. A room that gets no event has its head confirmed."""
+        batch = EventBatch(self._clock_ms())
+        new_rooms = []
+        for room in rooms.values():
+            first_item = room.decided[0].item
+            if isinstance(first_item.target, NewRoom):
+                batch.add_new_room(room.base.room, first_item.target, room.creator_nid)
+                new_rooms.append(first_item)
+            else:
+                batch.add_room(room.base.room, room.base.seq)
+            for decided in room.decided:
+                for event in decided.events:
+                    batch.add_event(room.base.room, event)
+                if decided.item.key is not None and decided.events:
+                    batch.add_key(decided.item.key, room.base.room, decided.events[-1])
+        return batch, new_rooms
 
     def _sort_out(
         self, rooms: dict[object, _RoomBatch], batch: EventBatch, outcome: Outcome
@@ -388,25 +445,21 @@ class Persister:
         sent = {batch.keys[index]: nid for index, nid in outcome.known_txns}
         moved = outcome.moved_rooms | {batch.events[index][0].nid for index, _ in outcome.known_events}
         for target, room in list(rooms.items()):
-            if room.base.room.nid in moved or any(item.key in sent for item, _, _ in room.items):
+            if room.base.room.nid in moved or (sent and any(item.key in sent for item in room.items)):
                 del rooms[target]
-                self._heads.forget(room.base.room.room_id)
-                self._requeue([item for item, _, _ in room.items if item.key not in sent])
-                for item, _, _ in room.items:
-                    if item.key is not None and item.key in sent:
-                        self._tasks.create_task(self._answer_with(item, sent[item.key]))
+                self._ask_again(room, sent, moved=room.base.room.nid in moved)
             else:
                 room.base.absorb(room.head)
-                if any(redacted_by(event.pdu) for _, _, events in room.items for event in events):
+                if any(redacted_by(event.pdu) for decided in room.decided for event in decided.events):
                     self._heads.forget(room.base.room.room_id)  # it may hold the content that is gone now
                 else:
                     self._heads.keep(room.base)
         kept = {room.base.room.nid for room in rooms.values()}
         keys = {
-            events[-1].nid: item.key
+            decided.events[-1].nid: decided.item.key
             for room in rooms.values()
-            for item, _, events in room.items
-            if item.key is not None
+            for decided in room.decided
+            if decided.item.key is not None and decided.events
         }
         stored = [(room_ref, event) for room_ref, event in batch.events if room_ref.nid in kept]
         return [
@@ -422,42 +475,79 @@ class Persister:
             for index, (room_ref, event) in enumerate(stored)
         ]
 
+    def _ask_again(self, room: _RoomBatch, sent: Mapping[TxnKey, int], *, moved: bool) -> None:
+        """A room was left out: answer its repeated transactions, and ask its other decisions again."""
+        others = [item for item in room.items if item.key not in sent]
+        if moved:
+            self._heads.forget(room.base.room.room_id)
+            self._requeue(others)
+        elif others:
+            # By themselves, so that whoever repeats transactions delays them only once.
+            self._batches.append(others)
+        for item in room.items:
+            if item.key is not None and item.key in sent:
+                self._tasks.create_task(self._answer_with(item, sent[item.key]))
+
     async def _answer_with(self, item: _Item, nid: int) -> None:
         """Answer a repeated transaction with the event that it made the first time."""
         try:
             async with self._database.connection() as tx:
-                event_ids = await event_ids_of(tx, [nid])
+                event_id = (await event_ids_of(tx, [nid]))[nid]
         except Exception as error:
             self._finish(item, error)
         else:
-            self._finish(item, [event_ids[nid]])
+            self._finish(item, [event_id])
+
+    async def _publish(self, outcome: Outcome, events: Sequence[StreamEvent]) -> None:
+        try:
+            await self._stream.publish(outcome.first_pos, outcome.last_pos, events)
+        except Unavailable as error:
+            log.warning("what was stored cannot be told yet: %s", error.error)
+            self._tasks.create_task(self._tell_later())
+
+    async def _tell_later(self) -> None:
+        """Tell what is stored when the database can be read again."""
+        for pause_s in RECONNECT_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            if self._closing:
+                return
+            try:
+                await self._stream.catch_up()
+            except Unavailable as error:
+                log.warning("what was stored cannot be told yet: %s", error.error)
+            else:
+                return
 
     def _bisect(self, rooms: dict[object, _RoomBatch], error: Exception) -> None:
         """Find the one poisoned decision: it fails, the others are written."""
-        items = [item for room in rooms.values() for item, _, _ in room.items]
+        items = [item for room in rooms.values() for item in room.items]
         if len(items) == 1:
-            log.error("PostgreSQL refuses a change of room %s: %s", items[0].target, error)
+            log.error("a change of room %s cannot be stored: %s", items[0].target, error)
             self._finish(items[0], error)
         else:
             middle = len(items) // 2
-            self._halves.extend((items[:middle], items[middle:]))
+            self._batches.extend((items[:middle], items[middle:]))
 
     async def _after_lost_connection(self, rooms: dict[object, _RoomBatch]) -> None:
         """The batch may be stored or not: find out, answer what is, and ask again for what is not."""
-        items = [entry for room in rooms.values() for entry in room.items]
+        entries = [decided for room in rooms.values() for decided in room.decided]
+        last_ids = [decided.events[-1].pdu.event_id for decided in entries if decided.events]
         for room in rooms.values():
             self._heads.forget(room.base.room.room_id)
         try:
             await self._connection.reconnect()
             async with self._database.connection() as tx:
-                stored = await stored_event_ids(tx, [events[-1].pdu.event_id for _, _, events in items])
+                stored = await stored_event_ids(tx, last_ids)
             await self._stream.catch_up()
         except Exception as error:
-            log.error("the database is gone and did not come back: %s", error)
-            for item, _, _ in items:
-                self._finish(item, Unavailable("the database cannot be reached; try again"))
+            log.error("the database is gone and did not come back: %s", error or type(error).__name__)
+            for decided in entries:
+                self._finish(decided.item, Unavailable("the database cannot be reached; try again"))
             return
-        self._requeue([item for item, _, events in items if events[-1].pdu.event_id not in stored])
-        for item, pdus, events in items:
-            if events[-1].pdu.event_id in stored:
-                self._finish(item, [pdu.event_id for pdu in pdus])
+        again = []
+        for decided in entries:
+            if decided.events and decided.events[-1].pdu.event_id in stored:
+                self._finish(decided.item, decided.event_ids)
+            else:
+                again.append(decided.item)
+        self._requeue(again)

@@ -192,7 +192,10 @@ class RoomHeads:
         self._database = database
         self._dictionaries = dictionaries
         self._heads: OrderedDict[RoomId, RoomHead] = OrderedDict()
+        self._sizes: dict[RoomId, int] = {}
         self._loaded = 0
+        self._loading: dict[RoomId, object] = {}
+        """Rooms that are being loaded; one that is kept or forgotten meanwhile leaves: too late."""
 
     def __len__(self) -> int:
         return len(self._heads)
@@ -206,25 +209,43 @@ class RoomHeads:
 
     def keep(self, head: RoomHead) -> None:
         """Remember a head, and forget those used longest ago where there is no room for all."""
-        self._heads[head.room.room_id] = head
-        self._heads.move_to_end(head.room.room_id)
-        self._loaded += head.loaded
-        if self._loaded > MAX_LOADED_EVENTS:
-            self._loaded = sum(kept.loaded for kept in self._heads.values())
-        while self._loaded > MAX_LOADED_EVENTS and len(self._heads) > 1:
-            _, dropped = self._heads.popitem(last=False)
-            self._loaded -= dropped.loaded
+        room_id = head.room.room_id
+        self._loading.pop(room_id, None)
+        self._heads[room_id] = head
+        self._heads.move_to_end(room_id)
+        self._loaded += head.loaded - self._sizes.get(room_id, 0)
+        self._sizes[room_id] = head.loaded
+        while self._loaded > MAX_LOADED_EVENTS:
+            dropped, _ = self._heads.popitem(last=False)
+            self._loaded -= self._sizes.pop(dropped)
 
     def forget(self, room_id: RoomId) -> None:
         """Drop a head: it is not, or may not be, the room's newest."""
-        self._heads.pop(room_id, None)
+        self._loading.pop(room_id, None)
+        if self._heads.pop(room_id, None) is not None:
+            self._loaded -= self._sizes.pop(room_id)
 
     async def get(self, room_id: RoomId) -> RoomHead | None:
         """The head of a room, from memory or the database; None for a room that is not known here."""
         return self.cached(room_id) or await self.load(room_id)
 
     async def load(self, room_id: RoomId) -> RoomHead | None:
-        """Read the head of a room from the database and remember it; None for an unknown room."""
+        """Read the head of a room from the database and remember it; None for an unknown room.
+
+        Where a head was kept meanwhile, that one: it is as new or newer. What was forgotten meanwhile is not
+        remembered, since it may be what was read.
+        """
+        token = self._loading.setdefault(room_id, object())
+        try:
+            head = await self._read(room_id)
+            if head is not None and self._loading.get(room_id) is token:
+                self.keep(head)
+        finally:
+            if self._loading.get(room_id) is token:
+                del self._loading[room_id]
+        return self._heads.get(room_id) or head
+
+    async def _read(self, room_id: RoomId) -> RoomHead | None:
         async with (
             self._database.connection() as tx,
             tx.transaction(isolation="repeatable_read", readonly=True),
@@ -257,7 +278,6 @@ class RoomHeads:
             ),
         )
         head.learn(await self.load_keys(head, FIRST_KEYS))
-        self.keep(head)
         return head
 
     async def load_keys(self, head: RoomHead, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent | None]:

@@ -35,6 +35,8 @@ class StreamEvent:
     """The size of the event in canonical JSON; of one that another process wrote, an estimate."""
     key: TxnKey | None = None
     """The transaction that made it, when this process knows."""
+    after_gap: bool = False
+    """Whether events before this one were never received."""
 
 
 Listener: TypeAlias = Callable[[Sequence[StreamEvent]], None]
@@ -117,6 +119,7 @@ class Stream:
                             stored=stored_event(room, row),
                             replaces=None if before is None else stored_event(room, before),
                             size_bytes=2 * len(row["json"]),
+                            after_gap=bool(row["flags"] & EventFlag.GAP),
                         )
                     )
             self._tell(events)

@@ -72,20 +72,24 @@ BEGIN
     END IF;
 
     IF cardinality(n_nid) > 0 THEN
-        SELECT array_agg(n.nid) INTO more FROM unnest(n_nid, n_alias) AS n(nid, alias)
-        WHERE EXISTS (SELECT FROM room_aliases WHERE room_alias = n.alias);
-        IF more IS NOT NULL THEN
-            bad := bad || more;
-            RETURN QUERY
-                SELECT 4, n.i, 0::bigint FROM unnest(n_alias) WITH ORDINALITY AS n(alias, i)
-                WHERE EXISTS (SELECT FROM room_aliases WHERE room_alias = n.alias);
-        END IF;
         INSERT INTO rooms (nid, room_id, version)
         SELECT n.nid, n.room_id, n.version FROM unnest(n_nid, n_room_id, n_version) AS n(nid, room_id, version)
         WHERE n.nid <> ALL (bad);
-        INSERT INTO room_aliases (room_alias, room_nid, creator_nid)
-        SELECT n.alias, n.nid, n.creator FROM unnest(n_nid, n_alias, n_creator) AS n(nid, alias, creator)
-        WHERE n.nid <> ALL (bad) AND n.alias IS NOT NULL;
+        WITH named AS (  -- what another session is adding at this moment is waited for
+            INSERT INTO room_aliases (room_alias, room_nid, creator_nid)
+            SELECT n.alias, n.nid, n.creator FROM unnest(n_nid, n_alias, n_creator) AS n(nid, alias, creator)
+            WHERE n.nid <> ALL (bad) AND n.alias IS NOT NULL
+            ON CONFLICT (room_alias) DO NOTHING
+            RETURNING room_nid
+        )
+        SELECT array_agg(n.nid) INTO more FROM unnest(n_nid, n_alias) AS n(nid, alias)
+        WHERE n.nid <> ALL (bad) AND n.alias IS NOT NULL AND n.nid NOT IN (SELECT room_nid FROM named);
+        IF more IS NOT NULL THEN
+            DELETE FROM rooms WHERE nid = ANY (more);
+            bad := bad || more;
+            RETURN QUERY
+                SELECT 4, n.i, 0::bigint FROM unnest(n_nid) WITH ORDINALITY AS n(nid, i) WHERE n.nid = ANY (more);
+        END IF;
         INSERT INTO published_rooms (room_nid)
         SELECT n.nid FROM unnest(n_nid, n_published) AS n(nid, published)
         WHERE n.nid <> ALL (bad) AND n.published;

@@ -201,7 +201,7 @@ if sees_processes_of_other_users():
 
 async def recovered(url: str) -> bool:
     try:
-        return await query(url, "SELECT 1") == 1
+        return bool(await query(url, "SELECT 1") == 1)
     except asyncpg.CannotConnectNowError:
         return False
 
