@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from client_api.endpoints import client_endpoints
 from homeserver.errors import BadJson, InvalidParam
-from homeserver.http.models import EventIdField, OptionalJsonBody, Path, Reply, RoomIdField
+from homeserver.http.models import (
+    EventIdField,
+    OptionalJsonBody,
+    Path,
+    Reply,
+    RoomIdField,
+    TransactionIdField,
+)
 from homeserver.protocol.identifiers import EventId
 from homeserver.services import Services
 from homeserver.services.access_tokens import Requester
@@ -17,7 +24,7 @@ class RedactPath(Path):
 
     room_id: RoomIdField
     event_id: EventIdField
-    txn_id: str
+    txn_id: TransactionIdField
 
 
 class Redaction(Reply):

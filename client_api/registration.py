@@ -77,7 +77,7 @@ async def register(
     is none: it only asks how to register, and one who does that first still pays once for an account.
     """
     address = request.client_address
-    if query.kind == "guest" or body.auth is not None:
+    if query.kind == "guest" or body.auth:
         request.listener.rate_limiter.check("registration", address_key(address), time.monotonic())
     if query.kind == "guest":
         display_name = body.initial_device_display_name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from client_api.endpoints import client_endpoints
+from client_api.invite_limits import count_invites
 from homeserver.errors import InvalidParam
 from homeserver.http.models import Body, Reply, UserIdField
+from homeserver.http.request import Request
 from homeserver.protocol.identifiers import RoomId
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import Services
@@ -38,7 +38,7 @@ class NewRoom(Body):
     room_version: str | None = None
     creation_content: JsonObject = {}
     initial_state: list[StateEvent] = []
-    preset: Annotated[str | None, Field()] = None
+    preset: str | None = None
     is_direct: bool = False
     power_level_content_override: JsonObject = {}
 
@@ -50,11 +50,14 @@ class NewRoomReply(Reply):
 
 
 @endpoints.post("/_matrix/client/v3/createRoom", rate_limit="create_room")
-async def create_room(services: Services, requester: Requester, body: NewRoom) -> NewRoomReply:
+async def create_room(
+    services: Services, requester: Requester, body: NewRoom, request: Request
+) -> NewRoomReply:
     """Create a new room."""
     if body.invite_3pid:
         raise InvalidParam("invite_3pid: this server uses no identity server; invite by user ID")
-    request = RoomRequest(
+    count_invites(request, requester.user_id, set(body.invite))
+    wanted = RoomRequest(
         preset=body.preset,
         visibility=body.visibility,
         room_version=body.room_version,
@@ -69,4 +72,4 @@ async def create_room(services: Services, requester: Requester, body: NewRoom) -
         power_level_content_override=body.power_level_content_override,
         is_direct=body.is_direct,
     )
-    return NewRoomReply(room_id=await services.room_creation.create(requester, request))
+    return NewRoomReply(room_id=await services.room_creation.create(requester, wanted))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from client_api.endpoints import client_endpoints
+from client_api.invite_limits import count_invites
 from homeserver.errors import InvalidParam
-from homeserver.http.models import JsonBody, Path, Reply, RoomIdField
+from homeserver.http.models import JsonBody, Path, Reply, RoomIdField, TransactionIdField
+from homeserver.http.request import Request
 from homeserver.protocol.errors import InvalidIdentifier
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.identifiers import EventId, parse_user_id
@@ -19,7 +23,7 @@ class SendPath(Path):
 
     room_id: RoomIdField
     event_type: str
-    txn_id: str
+    txn_id: TransactionIdField
 
 
 class StatePath(Path):
@@ -52,7 +56,7 @@ async def send_message(services: Services, requester: Requester, path: SendPath,
     rate_limit="message",
 )
 async def set_room_state_with_key(
-    services: Services, requester: Requester, path: StatePath, body: JsonBody
+    services: Services, requester: Requester, path: StatePath, body: JsonBody, request: Request
 ) -> SentEvent:
     """Set a piece of a room's state."""
     if path.event_type != "m.room.member":
@@ -62,5 +66,10 @@ async def set_room_state_with_key(
         user_id = parse_user_id(path.state_key)
     except InvalidIdentifier as error:
         raise InvalidParam(f"the state key of m.room.member: {error}") from None
+    membership = body.get("membership")
+    if membership == "invite":
+        count_invites(request, requester.user_id, [user_id])
+    elif membership == "join":
+        request.listener.rate_limiter.check("join", requester.user_id, time.monotonic())
     event_id = await services.room_membership.set_by_state_event(requester, path.room_id, user_id, body)
     return SentEvent(event_id=event_id)

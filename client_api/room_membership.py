@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from client_api.endpoints import client_endpoints
+from client_api.invite_limits import count_invites
 from homeserver.errors import BadJson
 from homeserver.http.models import (
     Body,
@@ -15,6 +16,7 @@ from homeserver.http.models import (
     RoomIdOrAliasField,
     UserIdField,
 )
+from homeserver.http.request import Request
 from homeserver.protocol.identifiers import RoomAlias, RoomId
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import Services
@@ -94,18 +96,18 @@ async def join_room(
 
 async def _room_id(services: Services, room_id_or_alias: RoomId | RoomAlias) -> RoomId:
     if room_id_or_alias.startswith("#"):
-        return await services.room_directory.room_of(RoomAlias(room_id_or_alias))
+        return (await services.lookups.alias(RoomAlias(room_id_or_alias))).room_id
     return RoomId(room_id_or_alias)
 
 
-@endpoints.post("/_matrix/client/v3/rooms/{roomId}/leave")
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/leave", rate_limit="message")
 async def leave_room(services: Services, requester: Requester, path: RoomPath, body: Reason) -> Reply:
     """Leave a room, or reject an invite."""
     await services.room_membership.leave(requester, path.room_id, _extra(body.reason))
     return Reply()
 
 
-@endpoints.post("/_matrix/client/v3/rooms/{roomId}/forget")
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/forget", rate_limit="message")
 async def forget_room(
     services: Services, requester: Requester, path: RoomPath, body: OptionalJsonBody
 ) -> Reply:
@@ -114,28 +116,31 @@ async def forget_room(
     return Reply()
 
 
-@endpoints.post("/_matrix/client/v3/rooms/{roomId}/invite", rate_limit="invite")
-async def invite_user(services: Services, requester: Requester, path: RoomPath, body: Target) -> Reply:
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/invite")
+async def invite_user(
+    services: Services, requester: Requester, path: RoomPath, body: Target, request: Request
+) -> Reply:
     """Invite a user by ID."""
+    count_invites(request, requester.user_id, [body.user_id])
     await services.room_membership.invite(requester, path.room_id, body.user_id, _extra(body.reason))
     return Reply()
 
 
-@endpoints.post("/_matrix/client/v3/rooms/{roomId}/kick")
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/kick", rate_limit="message")
 async def kick(services: Services, requester: Requester, path: RoomPath, body: Target) -> Reply:
     """Remove a user from a room."""
     await services.room_membership.kick(requester, path.room_id, body.user_id, _extra(body.reason))
     return Reply()
 
 
-@endpoints.post("/_matrix/client/v3/rooms/{roomId}/ban")
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/ban", rate_limit="message")
 async def ban(services: Services, requester: Requester, path: RoomPath, body: Target) -> Reply:
     """Ban a user from a room."""
     await services.room_membership.ban(requester, path.room_id, body.user_id, _extra(body.reason))
     return Reply()
 
 
-@endpoints.post("/_matrix/client/v3/rooms/{roomId}/unban")
+@endpoints.post("/_matrix/client/v3/rooms/{roomId}/unban", rate_limit="message")
 async def unban(services: Services, requester: Requester, path: RoomPath, body: Target) -> Reply:
     """Lift a ban."""
     await services.room_membership.unban(requester, path.room_id, body.user_id, _extra(body.reason))

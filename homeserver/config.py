@@ -193,9 +193,11 @@ class RateLimits(Section):
     registration: RateLimit = Field(alias="register", default=RateLimit(per_second=0.2, burst=3))
     join: RateLimit = RateLimit(per_second=1, burst=10)
     invite: RateLimit = RateLimit(per_second=0.3, burst=10)
+    invited: RateLimit = RateLimit(per_second=0.02, burst=20)
     create_room: RateLimit = RateLimit(per_second=0.2, burst=5)
     profile: RateLimit = RateLimit(per_second=0.5, burst=10)
     directory: RateLimit = RateLimit(per_second=2, burst=20)
+    lookup: RateLimit = RateLimit(per_second=10, burst=100)
 
     @model_validator(mode="before")
     @classmethod

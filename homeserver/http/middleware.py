@@ -127,6 +127,8 @@ def told_as(error: protocol_errors.ProtocolError) -> errors.MatrixError | None:
             return errors.InvalidParam(str(error))
         case protocol_errors.UnknownRoomVersion():
             return errors.UnsupportedRoomVersion(str(error))
+        case protocol_errors.FieldTooLong():
+            return errors.InvalidParam(str(error))
         case protocol_errors.EventTooLarge():
             return errors.TooLarge(str(error))
         case protocol_errors.InvalidEvent() | protocol_errors.InvalidContent():

@@ -42,6 +42,8 @@ OptionalJsonBody = NewType("OptionalJsonBody", JsonObject)
 RawBody = NewType("RawBody", bytes)
 """The bytes of a request body, whatever they are."""
 
+MAX_TRANSACTION_ID_CHARS: Final = 255
+
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}\Z")
 _CACHED_IDENTIFIERS: Final = 4096
 _LONGEST_LOCATION: Final = 100
@@ -77,6 +79,7 @@ RoomAliasField = Annotated[RoomAlias, Parsed("room alias", parse_room_alias)]
 EventIdField = Annotated[EventId, Parsed("event ID", parse_event_id)]
 ServerNameField = Annotated[ServerName, Parsed("server name", parse_server_name)]
 RoomIdOrAliasField = Annotated[RoomId | RoomAlias, Parsed("room ID or alias", _parse_room_id_or_alias)]
+TransactionIdField = Annotated[str, Field(max_length=MAX_TRANSACTION_ID_CHARS)]
 NotNegative = Annotated[int, Field(ge=0)]
 """A number such as a `limit` or a `timeout`: bounded above by the handler, never refused for being large."""
 

@@ -46,11 +46,12 @@ class RateLimiter:
         """Whether there is a limit of this name."""
         return name in self._limits
 
-    def check(self, name: str, who: str, now: float) -> None:
-        """Count one `name` of `who`: a user ID, an address (see `address_key`), or another such text.
+    def check(self, name: str, who: str, now: float, count: int = 1) -> None:
+        """Count one `name`, or `count` of them, of `who`: a user ID, an address (see `address_key`), or such.
 
-        `now`: seconds of a clock that never goes back. Raises LimitExceeded with the time until it would be
-        allowed; such a call counts nothing. KeyError for a limit that does not exist.
+        More than the burst are allowed together when nothing was counted lately, and are waited for
+        afterwards. `now`: seconds of a clock that never goes back. Raises LimitExceeded with the time until
+        it would be allowed; such a call counts nothing. KeyError for a limit that does not exist.
         """
         limit = self._limits[name]
         if not self._enabled:
@@ -65,9 +66,10 @@ class RateLimiter:
             self._buckets.move_to_end(key)
             bucket.tokens = min(limit.burst, bucket.tokens + (now - bucket.at) * limit.per_second)
             bucket.at = now
-        if bucket.tokens < 1:
-            raise LimitExceeded(math.ceil((1 - bucket.tokens) / limit.per_second * 1000))
-        bucket.tokens -= 1
+        needed = min(count, limit.burst)
+        if bucket.tokens < needed:
+            raise LimitExceeded(math.ceil((needed - bucket.tokens) / limit.per_second * 1000))
+        bucket.tokens -= count
 
     def __len__(self) -> int:
         return len(self._buckets)

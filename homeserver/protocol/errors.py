@@ -36,6 +36,10 @@ class EventTooLarge(InvalidEvent):
     """A PDU, or one of its identifiers, above the size limits."""
 
 
+class FieldTooLong(EventTooLarge):
+    """A text of a PDU that has more than 255 bytes: its type or state key, or an identifier."""
+
+
 class InvalidKey(ProtocolError):
     """A signing or verify key that is malformed, or that must not be used."""
 

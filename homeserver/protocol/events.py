@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any, Final, TypeAlias
 
 from homeserver.protocol.canonical_json import MAX_INTEGER, canonical_json, check_canonical
-from homeserver.protocol.errors import EventTooLarge, InvalidEvent, InvalidIdentifier
+from homeserver.protocol.errors import EventTooLarge, FieldTooLong, InvalidEvent, InvalidIdentifier
 from homeserver.protocol.event_hashes import (
     content_hash_bytes,
     event_id_of,
@@ -242,7 +242,7 @@ def _check_text(key: str, text: str) -> None:
     except UnicodeEncodeError:
         raise InvalidEvent(f"{key} has half of a surrogate pair") from None
     if size_bytes > MAX_FIELD_BYTES:
-        raise EventTooLarge(f"{key} has more than {MAX_FIELD_BYTES} bytes")
+        raise FieldTooLong(f"{key} has more than {MAX_FIELD_BYTES} bytes")
 
 
 def _integer(event: JsonObject, key: str) -> int:

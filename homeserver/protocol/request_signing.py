@@ -24,7 +24,8 @@ _SCHEME: Final = re.compile(r"x-matrix +(?:,[ \t]*)*", re.IGNORECASE)
 _SEPARATOR: Final = re.compile(r"[ \t]*(?:,[ \t]*)+")
 _PARAMETER: Final = re.compile(
     r"""(?P<name>[!#$%&'*+\-.^_`|~0-9A-Za-z]+)[ \t]*=[ \t]*
-    (?: "(?P<quoted>(?:[\t !\x23-\x5b\x5d-\x7e\x80-\U0010ffff]|\\[\t -\x7e\x80-\U0010ffff])*)"
+    (?: "(?P<quoted>[\t !\x23-\x5b\x5d-\x7e\x80-\U0010ffff]*
+           (?:\\[\t -\x7e\x80-\U0010ffff][\t !\x23-\x5b\x5d-\x7e\x80-\U0010ffff]*)*)"
       | (?P<token>[!#$%&'*+\-.^_`|~0-9A-Za-z:]+) )""",
     re.VERBOSE,
 )
@@ -66,7 +67,7 @@ def parse_x_matrix(header: str) -> XMatrix:
         name, quoted = parameter["name"].lower(), parameter["quoted"]
         if name in parameters:
             raise BadSignature("a parameter stands twice in the Authorization header")
-        parameters[name] = parameter["token"] if quoted is None else _ESCAPED.sub(r"\1", quoted)
+        parameters[name] = parameter["token"] if quoted is None else _unescaped(quoted)
         position = parameter.end()
         if position < end:
             separator = _SEPARATOR.match(header, position, end)
@@ -85,6 +86,10 @@ def parse_x_matrix(header: str) -> XMatrix:
         raise BadSignature(f"the Authorization header has no {missing.args[0]}") from None
     except InvalidIdentifier as error:
         raise BadSignature(str(error)) from None
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPED.sub(r"\1", text) if "\\" in text else text
 
 
 def credentials_of(headers: Sequence[str]) -> list[XMatrix]:

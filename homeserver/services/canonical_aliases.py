@@ -50,6 +50,17 @@ async def alias_check(database: Database, room_id: RoomId, draft: EventDraft) ->
     return check if wrong else no_check
 
 
+def check_aliases_of_new_room(draft: EventDraft, own: RoomAlias | None) -> None:
+    """Refuse aliases in the initial state of a room but for the one that the room is made with.
+
+    Raises InvalidParam for what is no alias, BadAlias for another one: none can point to the room yet.
+    """
+    if (draft.type, draft.state_key) == (CANONICAL_ALIAS, ""):
+        for alias in _parse_aliases(draft.content):
+            if alias != own:
+                raise BadAlias(f"{alias} does not point to this room")
+
+
 def aliases_of(content: JsonObject) -> set[str]:
     """The texts that stand where a room names its aliases, of content that nobody may have checked."""
     alternatives = content.get("alt_aliases")

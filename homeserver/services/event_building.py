@@ -5,12 +5,19 @@ This is where a message of a local user is authorised: `check_auth` below decide
 
 from __future__ import annotations
 
-from homeserver.errors import BadJson, Forbidden, MatrixError, TooLarge
+from homeserver.errors import BadJson, Forbidden, InvalidParam, MatrixError, TooLarge
 from homeserver.protocol.auth_events import auth_state_keys, select_auth_events
 from homeserver.protocol.auth_rules import check_auth
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.errors import BadJson as BadJsonValue
-from homeserver.protocol.errors import EventTooLarge, InvalidContent, InvalidEvent, NotAllowed, ProtocolError
+from homeserver.protocol.errors import (
+    EventTooLarge,
+    FieldTooLong,
+    InvalidContent,
+    InvalidEvent,
+    NotAllowed,
+    ProtocolError,
+)
 from homeserver.protocol.events import EventDraft, Pdu, build_pdu
 from homeserver.protocol.identifiers import RoomId, UserId
 from storage.room_heads import RoomHead
@@ -57,13 +64,13 @@ def changed_or_current(head: RoomHead, event: Pdu) -> Pdu:
 def as_answer(error: ProtocolError) -> MatrixError:
     """What a client is told when its event cannot be built or is not allowed."""
     match error:
-        case BadJsonValue() | InvalidContent():
+        case FieldTooLong():
+            return InvalidParam(str(error))
+        case EventTooLarge():
+            return TooLarge(str(error))
+        case BadJsonValue() | InvalidEvent() | InvalidContent():
             return BadJson(str(error))
         case NotAllowed():
             return Forbidden(str(error))
-        case EventTooLarge():
-            return TooLarge(str(error))
-        case InvalidEvent():
-            return BadJson(str(error))
         case _:
             raise error

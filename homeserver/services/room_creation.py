@@ -34,8 +34,10 @@ from homeserver.protocol.power_levels import creators_of
 from homeserver.protocol.room_versions import RoomVersion, room_version
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.access_tokens import Requester
+from homeserver.services.canonical_aliases import check_aliases_of_new_room
 from homeserver.services.event_building import as_answer, build_event
 from homeserver.services.profiles import Profiles
+from homeserver.services.state_changes import check_settable
 from storage.event_batch import NewRoom
 from storage.persister import AliasTaken, Persister
 from storage.room_heads import RoomHead
@@ -116,7 +118,7 @@ class RoomCreation:
         published = request.visibility == "public"
         if published and not self.may_publish(requester):
             raise Forbidden("this server does not let you list rooms in its directory")
-        self._check(version, requester.user_id, request)
+        self._check(version, requester.user_id, request, alias)
         profiles = await self.profiles.in_member_events([requester.user_id, *request.invite])
         drafts = _Drafts(self.server_name, version, requester.user_id, request, alias, profiles)
         room_ids: list[RoomId] = []
@@ -136,7 +138,9 @@ class RoomCreation:
 
     def _version(self, request: RoomRequest) -> RoomVersion:
         try:
-            return room_version(request.room_version or self.default_version)
+            return room_version(
+                self.default_version if request.room_version is None else request.room_version
+            )
         except UnknownRoomVersion as error:
             raise UnsupportedRoomVersion(str(error)) from None
 
@@ -151,7 +155,9 @@ class RoomCreation:
         except InvalidIdentifier as error:
             raise InvalidParam(str(error)) from None
 
-    def _check(self, version: RoomVersion, creator: UserId, request: RoomRequest) -> None:
+    def _check(
+        self, version: RoomVersion, creator: UserId, request: RoomRequest, alias: RoomAlias | None
+    ) -> None:
         """Refuse what no room could be made of, before anything is built."""
         if request.preset is not None and request.preset not in PRESETS:
             raise InvalidParam(f"preset is one of {', '.join(PRESETS)}")
@@ -165,8 +171,7 @@ class RoomCreation:
             if server_name_of(user_id) != self.server_name:
                 raise BadRequest(f"{user_id} cannot be invited: this server does not federate yet")
         for state in request.initial_state:
-            if state.type in ("m.room.create", "m.room.member"):
-                raise InvalidRoomState(f"initial_state cannot hold {state.type}")
+            self._check_state(creator, state, alias)
         if version.privileged_creators:
             additional = request.creation_content.get("additional_creators", [])
             if not isinstance(additional, list) or not all(is_user_id(user_id) for user_id in additional):
@@ -175,6 +180,16 @@ class RoomCreation:
             users = override["users"]
             if not isinstance(users, dict) or creator not in users:
                 raise InvalidParam("power_level_content_override.users must name the creator")
+
+    def _check_state(self, creator: UserId, state: InitialState, alias: RoomAlias | None) -> None:
+        if state.type == "m.room.member":
+            raise InvalidRoomState("initial_state cannot hold m.room.member; invite says who is invited")
+        draft = EventDraft(state.type, state.content, state.state_key)
+        try:
+            check_settable(draft, creator)
+        except BadRequest as error:
+            raise InvalidRoomState(f"initial_state: {error.error}") from None
+        check_aliases_of_new_room(draft, alias)
 
 
 @dataclass(frozen=True)
@@ -194,8 +209,8 @@ class _Drafts:
         return PRESETS[self.request.preset or by_visibility]
 
     def create(self) -> EventDraft:
-        content = dict(self.request.creation_content)
-        content["room_version"] = self.version.version
+        content = {**self.request.creation_content, "room_version": self.version.version}
+        content.pop("creator", None)  # the creator of these versions is the sender
         if self.version.privileged_creators and self.preset.invitees_are_equals and self.request.invite:
             given = content.get("additional_creators", [])
             content["additional_creators"] = list(dict.fromkeys([*given, *self.request.invite]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from homeserver.errors import BadJson, BadRequest, Forbidden, NotFound
+from homeserver.errors import BadJson, Forbidden, NotFound
 from homeserver.protocol.errors import ProtocolError
 from homeserver.protocol.events import EventDraft, Pdu
 from homeserver.protocol.identifiers import EventId, RoomId
@@ -17,6 +17,7 @@ from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.access_tokens import Requester
 from homeserver.services.canonical_aliases import alias_check
 from homeserver.services.event_building import as_answer, build_event, changed_or_current
+from homeserver.services.state_changes import check_settable
 from storage import events
 from storage.database import Database
 from storage.event_batch import TxnKey
@@ -55,12 +56,10 @@ class RoomEvents:
     async def set_state(self, requester: Requester, room_id: RoomId, draft: EventDraft) -> EventId:
         """Change the state of a room; an event of the same user and content that is current already stays.
 
-        Raises what `send` raises; BadAlias and InvalidParam for aliases that the room cannot name.
+        Raises what `send` raises; BadRequest for what no client can set; BadAlias and InvalidParam for
+        aliases that the room cannot name.
         """
-        if draft.type == "m.room.create":
-            raise BadRequest("a room has one m.room.create event, from its creation")
-        if draft.type == "m.room.redaction":
-            raise BadRequest("a redaction is no state event: send it as a message")
+        check_settable(draft, requester.user_id)
         check = await alias_check(self.database, room_id, draft)
 
         def decide(head: RoomHead) -> list[Pdu]:
@@ -87,19 +86,21 @@ class RoomEvents:
         """
         async with self.database.connection() as tx:
             target = await events.load(tx, room_id, event_id)
-        if target is None:
-            raise NotFound(f"{event_id} is not an event of {room_id}")
-        if target.type in ("m.room.create", "m.room.server_acl"):
-            raise Forbidden(f"{target.type} cannot be redacted")
         draft = EventDraft("m.room.redaction", {**content, "redacts": event_id})
 
         def decide(head: RoomHead) -> list[Pdu]:
+            redaction = build_event(head, draft, requester.user_id, self.clock_ms())
+            # From here on the requester is in the room, and may know what is in it.
+            if target is None:
+                raise NotFound(f"{event_id} is not an event of {room_id}")
+            if target.type in ("m.room.create", "m.room.server_acl"):
+                raise Forbidden(f"{target.type} cannot be redacted")
             create, power_levels = head.event("m.room.create"), head.event("m.room.power_levels")
             assert create is not None
             levels = PowerLevels.of(head.version, create, power_levels)
             if requester.user_id != target.sender and levels.user_level(requester.user_id) < levels.redact:
                 raise Forbidden(f"redacting an event of {target.sender} needs power level {levels.redact}")
-            return [build_event(head, draft, requester.user_id, self.clock_ms())]
+            return [redaction]
 
         return await self._append(room_id, decide, TxnKey(requester.device_nid, room_id, what, txn_id))
 

@@ -9,8 +9,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
-from homeserver.errors import BadJson, BadRequest, Forbidden, NotFound, UnableToGrantJoin
+from homeserver.errors import (
+    BadJson,
+    BadRequest,
+    Forbidden,
+    GuestAccessForbidden,
+    NotFound,
+    UnableToGrantJoin,
+)
 from homeserver.protocol.auth_events import AUTHORISER
+from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.errors import ProtocolError
 from homeserver.protocol.events import EventDraft, Pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId, server_name_of
@@ -60,23 +68,30 @@ class RoomMembership:
         """Join a room that this server is in; `extra` goes into the member event beside what is ours to say.
 
         Joining again changes nothing unless the content differs.
-        Raises Forbidden, UnableToGrantJoin, and NotFound for a room that is not known.
+        Raises Forbidden, GuestAccessForbidden, UnableToGrantJoin, and NotFound for a room that is not known.
         """
         user_id = requester.user_id
         profile = (await self.profiles.in_member_events([user_id]))[user_id]
         content = {**profile, **extra, "membership": "join"}
         content.pop(AUTHORISER, None)
         try:
-            return await self._join(room_id, user_id, content, None)
+            return await self._join(room_id, requester, content, None)
         except _Restricted:
-            return await self._join(room_id, user_id, content, await self._helpers(requester, room_id))
+            return await self._join(room_id, requester, content, await self._helpers(requester, room_id))
         except UnknownRoom:
             raise NotFound(f"{room_id} is not known here") from None
 
     async def _join(
-        self, room_id: RoomId, user_id: UserId, content: JsonObject, helpers: _Helpers | None
+        self, room_id: RoomId, requester: Requester, content: JsonObject, helpers: _Helpers | None
     ) -> EventId:
+        user_id = requester.user_id
+
         def decide(head: RoomHead) -> list[Pdu]:
+            current = head.event("m.room.member", user_id)
+            if current is not None and _says_again(current, content):
+                return [current]
+            if requester.is_guest and not _lets_guests_in(head):
+                raise GuestAccessForbidden("this room is not open to guests")
             authorised = content
             if _is_restricted(head, user_id):
                 if helpers is None:
@@ -237,11 +252,15 @@ class RoomMembership:
 
         def decide(head: RoomHead) -> list[Pdu]:
             current = head.event("m.room.member", user_id)
-            if check is not None:
-                check(None if current is None else current.membership)
             if current is not None and user_id == sender and current.membership == membership == "leave":
                 return [current]
-            return [changed_or_current(head, build_event(head, draft, sender, self.clock_ms()))]
+            if check is not None and user_id == sender:
+                check(None if current is None else current.membership)
+            event = build_event(head, draft, sender, self.clock_ms())
+            # Only who may make such a change is told what the membership of another user is.
+            if check is not None and user_id != sender:
+                check(None if current is None else current.membership)
+            return [changed_or_current(head, event)]
 
         return await self._append(room_id, decide)
 
@@ -250,6 +269,12 @@ class RoomMembership:
             return (await self.persister.append(room_id, decide))[-1]
         except ProtocolError as error:
             raise as_answer(error) from None
+
+
+def _says_again(current: Pdu, content: JsonObject) -> bool:
+    """Whether a member has joined with this content already; by whom they were let in is no part of it."""
+    said = {key: value for key, value in current.content.items() if key != AUTHORISER}
+    return canonical_json(said) == canonical_json(content)
 
 
 def _has_membership(current: object) -> None:
@@ -266,6 +291,12 @@ def _is_restricted(head: RoomHead, user_id: UserId) -> bool:
         and rules.content.get("join_rule") in head.version.restricted_join_rules
         and (own is None or own.membership not in ("join", "invite"))
     )
+
+
+def _lets_guests_in(head: RoomHead) -> bool:
+    """Whether guests may join. Source: Client-Server API, "m.room.guest_access"."""
+    guest_access = head.event("m.room.guest_access")
+    return guest_access is not None and guest_access.content.get("guest_access") == "can_join"
 
 
 def _lets_in(condition: object, joined: Collection[RoomId]) -> bool:

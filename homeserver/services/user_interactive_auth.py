@@ -120,6 +120,7 @@ class UserInteractiveAuth:
         Raises UiAuthRequired with the challenge, BadRequest for an unknown session, Forbidden for a session
         of another operation or user.
         """
+        auth = auth or None  # some clients begin with an empty object
         session_id = None if auth is None else _text(auth, "session")
         session = None if session_id is None else await self._load(operation, session_id)
         completed: dict[str, str] = {} if session is None else orjson.loads(session.completed)

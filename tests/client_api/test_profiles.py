@@ -54,7 +54,6 @@ async def test_a_user_who_set_nothing_has_an_empty_profile(server: RunningServer
     ("user_id", "error"),
     [
         ("@nobody-of-this-name:test", (404, "M_NOT_FOUND")),
-        ("@nobody:elsewhere.example", (404, "M_NOT_FOUND")),
         ("@broken", (400, "M_INVALID_PARAM")),
         ("broken:test", (400, "M_INVALID_PARAM")),
     ],

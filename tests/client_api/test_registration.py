@@ -43,6 +43,13 @@ async def test_registering_asks_for_authentication_first(server: RunningServer) 
     assert isinstance(answer.body["session"], str)
 
 
+@pytest.mark.parametrize("auth", [None, {}])
+async def test_an_empty_auth_is_none(server: RunningServer, auth: Any) -> None:
+    answer = await server.nobody.post(REGISTER, wanted(auth=auth))
+
+    assert (answer.status, set(answer.body)) == (401, {"flows", "params", "session"})
+
+
 async def test_a_session_that_is_completed_makes_the_account(server: RunningServer) -> None:
     username = unique_name()
     challenge = await server.nobody.post(REGISTER, {})
@@ -104,7 +111,7 @@ async def test_auth_of_another_stage_is_not_accepted(server: RunningServer) -> N
 @pytest.mark.parametrize(
     ("auth", "errcode"),
     [
-        ({}, "M_MISSING_PARAM"),
+        ({"type": None}, "M_MISSING_PARAM"),
         ({"type": 1}, "M_BAD_JSON"),
         ({"session": []}, "M_BAD_JSON"),
         ("x", "M_BAD_JSON"),

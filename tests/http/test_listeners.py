@@ -9,6 +9,13 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from homeserver.config import Listener, Tls
 from homeserver.errors import LairError
@@ -19,8 +26,6 @@ from homeserver.metrics import Metrics
 from tests.http.conftest import Ask, talk
 from tests.http.tea_house import TeaHouse, TeaServices, by_token, join, open_tea_house
 
-FILES = Path(__file__).with_name("tls")
-CERTIFICATE, KEY = FILES / "localhost.crt", FILES / "localhost.key"
 SYNC = b"GET /_matrix/client/v3/sync HTTP/1.1\r\nHost: test\r\n\r\n"
 CREATE = b"POST /_matrix/client/v3/createRoom HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n"
 
@@ -30,6 +35,21 @@ async def own_house() -> AsyncIterator[TeaHouse]:
     """A tea house that a test may close."""
     async with open_tea_house() as house:
         yield house
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a certificate for 127.0.0.1, its key, that key under a passphrase, and another key."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, other = (trustme.CA().issue_cert("127.0.0.1") for _ in range(2))
+    certificate.private_key_pem.write_to_path(folder / "localhost.key")
+    other.private_key_pem.write_to_path(folder / "other.key")
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(folder / "localhost.crt", append=True)
+    key = load_pem_private_key(certificate.private_key_pem.bytes(), password=None)
+    encrypted = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"passphrase"))
+    (folder / "encrypted.key").write_bytes(encrypted)
+    return folder
 
 
 async def test_a_listener_serves_its_own_apis_and_health(ask: Ask) -> None:
@@ -51,9 +71,12 @@ async def test_port_0_is_any_free_port_and_is_told(own_house: TeaHouse) -> None:
     assert address.url == f"http://127.0.0.1:{address.port}"
 
 
-async def test_a_listener_with_a_certificate_speaks_tls() -> None:
-    listener = Listener(port=0, apis=("client",), tls=Tls(certificate=CERTIFICATE, private_key=KEY))
-    trust = ssl.create_default_context(cafile=CERTIFICATE)
+async def test_a_listener_with_a_certificate_speaks_tls(tls_files: Path) -> None:
+    certificate = tls_files / "localhost.crt"
+    tls = Tls(certificate=certificate, private_key=tls_files / "localhost.key")
+    listener = Listener(port=0, apis=("client",), tls=tls)
+    trust = ssl.create_default_context(cafile=certificate)
+    trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     async with open_tea_house(listener) as house, aiohttp.ClientSession() as session:
         assert house.url.startswith("https://")
         answer = await session.get(house.url + "/_matrix/client/versions", ssl=trust)
@@ -63,17 +86,20 @@ async def test_a_listener_with_a_certificate_speaks_tls() -> None:
 @pytest.mark.parametrize(
     ("certificate", "key", "problem"),
     [
-        (FILES / "none.crt", KEY, "none.crt"),
-        (CERTIFICATE, FILES / "none.key", "none.key"),
-        (CERTIFICATE, FILES / "other.key", "is not the key of"),
-        (KEY, KEY, "in PEM"),
-        (CERTIFICATE, Path(__file__), "in PEM"),
-        (CERTIFICATE, FILES / "encrypted.key", "passphrase"),
-        (CERTIFICATE, FILES, "Is a directory"),
+        ("none.crt", "localhost.key", "none.crt"),
+        ("localhost.crt", "none.key", "none.key"),
+        ("localhost.crt", "other.key", "is not the key of"),
+        ("localhost.key", "localhost.key", "in PEM"),
+        ("localhost.crt", __file__, "in PEM"),
+        ("localhost.crt", "encrypted.key", "passphrase"),
+        ("localhost.crt", "", "Is a directory"),
     ],
 )
-async def test_a_certificate_that_cannot_be_used_is_named(certificate: Path, key: Path, problem: str) -> None:
-    listener = Listener(port=0, tls=Tls(certificate=certificate, private_key=key))
+async def test_a_certificate_that_cannot_be_used_is_named(
+    tls_files: Path, certificate: str, key: str, problem: str
+) -> None:
+    tls = Tls(certificate=tls_files / certificate, private_key=tls_files / key)
+    listener = Listener(port=0, tls=tls)
 
     with pytest.raises(LairError, match=problem):
         async with open_tea_house(listener):

@@ -37,6 +37,19 @@ def test_a_refusal_says_when_it_would_be_allowed_and_counts_nothing() -> None:
     limiter.check("join", "alice", 102)
 
 
+def test_more_than_a_burst_at_once_are_waited_for_afterwards() -> None:
+    limiter = RateLimiter({"invite": Limit(per_second=1, burst=3)})
+    limiter.check("invite", "alice", 100, 10)
+
+    with pytest.raises(LimitExceeded) as refused:
+        limiter.check("invite", "alice", 100)
+    assert refused.value.retry_after_ms == 8000
+    limiter.check("invite", "alice", 108)
+    with pytest.raises(LimitExceeded) as refused:
+        limiter.check("invite", "alice", 108, 10)
+    assert refused.value.retry_after_ms == 3000
+
+
 def test_users_and_limits_are_counted_apart() -> None:
     limiter = RateLimiter({"join": Limit(1, 1), "login": Limit(1, 1)})
 

@@ -115,7 +115,12 @@ def test_other_lists_are_refused(changes: dict[str, Any]) -> None:
 
 
 def test_a_list_without_a_good_signature_is_refused() -> None:
-    for changes in ({"signatures": {}}, {"extra": 1}, {"signatures": {TEA: {KEY.key_id: "AAAA"}}}):
+    wrong: list[dict[str, Any]] = [
+        {"signatures": {}},
+        {"extra": 1},
+        {"signatures": {TEA: {KEY.key_id: "AAAA"}}},
+    ]
+    for changes in wrong:
         with pytest.raises(BadSignature):
             parse_key_response({**response(KEY), **changes}, TEA, NOW)
     with pytest.raises(InvalidKey):
