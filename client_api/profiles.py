@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from client_api.endpoints import client_endpoints
+from client_api.lookup_limits import count_lookup
 from homeserver.errors import MissingParam
 from homeserver.http.models import JsonBody, Path, RawReply, Reply, UserIdField
+from homeserver.http.request import Request
 from homeserver.services import Services
 from homeserver.services.access_tokens import Requester
 
@@ -24,15 +26,17 @@ class FieldPath(ProfilePath):
 
 
 @endpoints.get("/_matrix/client/v3/profile/{userId}", public=True)
-async def get_user_profile(services: Services, path: ProfilePath) -> RawReply:
+async def get_user_profile(services: Services, path: ProfilePath, request: Request) -> RawReply:
     """Get a profile; what is not set is left out."""
-    return RawReply.json(await services.profiles.of(path.user_id))
+    count_lookup(services, request, path.user_id)
+    return RawReply.json(await services.lookups.profile(path.user_id))
 
 
 @endpoints.get("/_matrix/client/v3/profile/{userId}/{keyName}", public=True)
-async def get_profile_field(services: Services, path: FieldPath) -> RawReply:
+async def get_profile_field(services: Services, path: FieldPath, request: Request) -> RawReply:
     """Get a field of a profile."""
-    return RawReply.json({path.key_name: await services.profiles.field(path.user_id, path.key_name)})
+    count_lookup(services, request, path.user_id)
+    return RawReply.json({path.key_name: await services.lookups.profile_field(path.user_id, path.key_name)})
 
 
 @endpoints.put("/_matrix/client/v3/profile/{userId}/{keyName}", rate_limit="profile")

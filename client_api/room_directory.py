@@ -6,22 +6,25 @@ from collections.abc import Sequence
 from typing import Literal
 
 from client_api.endpoints import client_endpoints
-from homeserver.errors import InvalidParam, MissingToken
+from client_api.lookup_limits import count_lookup
+from homeserver.errors import MissingToken
 from homeserver.http.models import (
     Body,
     NotNegative,
     OptionalBody,
     Path,
     Query,
+    RawReply,
     Reply,
     RoomAliasField,
     RoomIdField,
     ServerNameField,
 )
+from homeserver.http.request import Request
 from homeserver.protocol.identifiers import RoomAlias, RoomId, ServerName
 from homeserver.services import Services
 from homeserver.services.access_tokens import Requester
-from homeserver.services.public_rooms import DirectoryPage, DirectoryQuery
+from homeserver.services.public_rooms import DirectoryQuery
 
 endpoints = client_endpoints()
 
@@ -101,44 +104,11 @@ class DirectorySearch(OptionalBody):
     third_party_instance_id: str | None = None
 
 
-class ListedRoom(Reply):
-    """An entry of the directory."""
-
-    room_id: RoomId
-    num_joined_members: int
-    world_readable: bool
-    guest_can_join: bool
-    name: str | None
-    topic: str | None
-    canonical_alias: str | None
-    avatar_url: str | None
-    join_rule: str | None
-    room_type: str | None
-
-
-class ListedRooms(Reply):
-    """A part of the directory."""
-
-    chunk: list[ListedRoom]
-    next_batch: str | None
-    prev_batch: str | None
-    total_room_count_estimate: int
-
-    @classmethod
-    def of(cls, page: DirectoryPage) -> ListedRooms:
-        """The answer for a page."""
-        return cls(
-            chunk=[ListedRoom(**vars(room)) for room in page.rooms],
-            next_batch=page.next_batch,
-            prev_batch=page.prev_batch,
-            total_room_count_estimate=page.total_room_count_estimate,
-        )
-
-
 @endpoints.get("/_matrix/client/v3/directory/room/{roomAlias}", public=True)
-async def get_room_id_by_alias(services: Services, path: AliasPath) -> AliasedRoom:
+async def get_room_id_by_alias(services: Services, path: AliasPath, request: Request) -> AliasedRoom:
     """Tell which room an alias points to."""
-    target = await services.room_directory.find(path.room_alias)
+    count_lookup(services, request, path.room_alias)
+    target = await services.lookups.alias(path.room_alias)
     return AliasedRoom(room_id=target.room_id, servers=target.servers)
 
 
@@ -179,28 +149,29 @@ async def set_room_visibility_on_directory(
 
 
 @endpoints.get("/_matrix/client/v3/publicRooms", public=True, rate_limit="directory")
-async def get_public_rooms(
-    services: Services, requester: Requester | None, query: DirectoryPart
-) -> ListedRooms:
-    """List the published rooms; the configuration says whether that needs an account."""
-    if requester is None and not services.config.rooms.directory_without_auth:
-        raise MissingToken("this server shows its directory to its users only")
+async def get_public_rooms(services: Services, requester: Requester | None, query: DirectoryPart) -> RawReply:
+    """List the published rooms; the configuration says whether that needs an account.
+
+    Without one no other server is asked.
+    """
+    ours = query.server in (None, services.config.server_name)
+    if requester is None and not (ours and services.config.rooms.directory_without_auth):
+        raise MissingToken("this server shows directories to its users only")
     wanted = DirectoryQuery(limit=query.limit or 0, since=query.since)
-    return ListedRooms.of(await services.public_rooms.page(wanted, query.server))
+    return RawReply.json((await services.lookups.directory(query.server, wanted)).to_json())
 
 
 @endpoints.post("/_matrix/client/v3/publicRooms", rate_limit="directory")
 async def query_public_rooms(
     services: Services, requester: Requester, query: DirectoryServer, body: DirectorySearch
-) -> ListedRooms:
+) -> RawReply:
     """Search the published rooms."""
-    if body.include_all_networks and body.third_party_instance_id is not None:
-        raise InvalidParam("third_party_instance_id is one network, include_all_networks is all of them")
     wanted = DirectoryQuery(
         limit=body.limit or 0,
         since=body.since,
         search_term=None if body.filter is None else body.filter.generic_search_term,
         room_types=None if body.filter is None else body.filter.room_types,
         third_party_network=body.third_party_instance_id,
+        all_networks=bool(body.include_all_networks),
     )
-    return ListedRooms.of(await services.public_rooms.page(wanted, query.server))
+    return RawReply.json((await services.lookups.directory(query.server, wanted)).to_json())

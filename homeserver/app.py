@@ -28,6 +28,8 @@ from client_api import (
     sync,
     versions,
 )
+from federation.inbound import public_rooms as inbound_public_rooms
+from federation.inbound import queries as inbound_queries
 from federation.inbound import server_keys as inbound_server_keys
 from federation.inbound import version as inbound_version
 from federation.outbound.server_discovery import ServerDiscovery
@@ -49,6 +51,7 @@ from homeserver.services.deactivations import Deactivations
 from homeserver.services.destinations import Destinations
 from homeserver.services.directory_entries import DirectoryEntries
 from homeserver.services.filters import Filters
+from homeserver.services.lookups import Lookups
 from homeserver.services.notifier import Notifier
 from homeserver.services.own_keys import load_own_keys
 from homeserver.services.profile_changes import ProfileChanges
@@ -99,6 +102,8 @@ ENDPOINTS: Final[Sequence[Endpoints[Any]]] = (
     room_directory.endpoints,
     sync.endpoints,
     server_admin.endpoints,
+    inbound_public_rooms.endpoints,
+    inbound_queries.endpoints,
     inbound_server_keys.endpoints,
     inbound_version.endpoints,
 )
@@ -193,11 +198,12 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
         config.rooms.publish_to_directory,
         config.rooms.aliases_need_membership,
     )
+    public_rooms = PublicRooms(database, DirectoryEntries(database, dictionaries))
     recent = RecentEvents(stream.position)
     notifier = Notifier(database, stream)
-    sections = SyncSections(database, heads, recent, clock)
+    sections = SyncSections(database, recent)
     stream.listen(recent.add)
-    stream.listen(sections.forget_redacted)
+    stream.listen(sections.listen)
     stream.listen(notifier.listen)
     snapshots = StateSnapshots(database)
     stream.listen(snapshots.listen)
@@ -211,7 +217,8 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
         filters=Filters(database, clock),
         capabilities=Capabilities(accounts.accounts, config.rooms.default_version),
         room_directory=room_directory,
-        public_rooms=PublicRooms(database, DirectoryEntries(database, dictionaries), config.server_name),
+        public_rooms=public_rooms,
+        lookups=Lookups(signed_client, config.server_name, room_directory, profiles, public_rooms),
         room_creation=RoomCreation(
             persister,
             profiles,

@@ -208,6 +208,12 @@ class LimitExceeded(MatrixError):
         self.retry_after_ms = retry_after_ms
 
 
+class BadGateway(MatrixError):
+    """Another server, which had to be asked, did not answer as it should."""
+
+    status, errcode = 502, "M_UNKNOWN"
+
+
 class Unavailable(MatrixError):
     """The server cannot do this now and may be asked again."""
 

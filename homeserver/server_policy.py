@@ -25,6 +25,8 @@ class ServerPolicy:
     def of(cls, config: Config) -> ServerPolicy:
         """The policy that a configuration asks for."""
         allowed, denied = config.federation.allow_servers, config.federation.deny_servers
+        if not config.federation.enabled:
+            allowed = ()
         return cls(
             config.server_name, None if allowed is None else _without_case(allowed), _without_case(denied)
         )

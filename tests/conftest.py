@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit, urlunsplit
-from uuid import uuid4
 
-import asyncpg
 import pytest
 from hypothesis import settings
 
 from storage.database import Database
 from storage.embedded.supervisor import EmbeddedPostgres
 from storage.migrate import migrate
+from tests.databases import new_database
 
 pytest_plugins = ["tests.invariants"]
 
@@ -42,14 +40,8 @@ async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 @pytest.fixture(scope="session")
 async def database_url(postgres_url: str) -> AsyncIterator[str]:
     """The URL of an empty database of this test run."""
-    name = f"lair_test_{uuid4().hex}"
-    connection = await asyncpg.connect(postgres_url)
-    await connection.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
-    try:
-        yield urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
-    finally:
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await connection.close()
+    async with new_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from homeserver.services.account_services import AccountServices
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.destinations import Destinations
 from homeserver.services.filters import Filters
+from homeserver.services.lookups import Lookups
 from homeserver.services.profile_changes import ProfileChanges
 from homeserver.services.profiles import Profiles
 from homeserver.services.public_rooms import PublicRooms
@@ -34,6 +35,7 @@ class Services(AccountServices):
     capabilities: Capabilities
     room_directory: RoomDirectory
     public_rooms: PublicRooms
+    lookups: Lookups
     room_creation: RoomCreation
     room_events: RoomEvents
     room_membership: RoomMembership

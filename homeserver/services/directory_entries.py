@@ -6,11 +6,13 @@ Source: Client-Server API, "Published room directory".
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
-from homeserver.protocol.identifiers import RoomId
+from homeserver.protocol.canonical_json import MAX_INTEGER
+from homeserver.protocol.errors import InvalidIdentifier
+from homeserver.protocol.identifiers import RoomId, parse_room_alias, parse_room_id
 from homeserver.protocol.strict_json import JsonObject
 from storage import current_state
 from storage.database import Database
@@ -20,6 +22,8 @@ from storage.published_rooms import PublishedRoom
 MAX_REMEMBERED: Final = 10_000
 MAX_REMEMBERED_CHARS: Final = 2000
 """An entry with longer texts is read each time."""
+
+T = TypeVar("T")
 
 Fingerprint: TypeAlias = tuple[int, ...]
 
@@ -49,6 +53,8 @@ class PublicRoom:
     avatar_url: str | None = None
     join_rule: str | None = None
     room_type: str | None = None
+    federates: bool = True
+    """Whether users of other servers may be in the room; no part of what is told of it."""
 
     @property
     def chars(self) -> int:
@@ -73,7 +79,41 @@ class PublicRoom:
             avatar_url=said("m.room.avatar", "url"),
             join_rule=said("m.room.join_rules", "join_rule"),
             room_type=said("m.room.create", "type"),
+            federates=state.get("m.room.create", {}).get("m.federate") is not False,
         )
+
+    @classmethod
+    def parse(cls, entry: object) -> PublicRoom | None:
+        """The entry that another server tells; None for what is none. A text that is odd is left out."""
+        if not isinstance(entry, dict):
+            return None
+        room_id = _parsed(parse_room_id, entry.get("room_id"))
+        joined_members = entry.get("num_joined_members")
+        world_readable, guest_can_join = entry.get("world_readable"), entry.get("guest_can_join")
+        if (
+            room_id is None
+            or type(joined_members) is not int
+            or not 0 <= joined_members <= MAX_INTEGER
+            or not isinstance(world_readable, bool)
+            or not isinstance(guest_can_join, bool)
+        ):
+            return None
+        return cls(
+            room_id=room_id,
+            num_joined_members=joined_members,
+            world_readable=world_readable,
+            guest_can_join=guest_can_join,
+            canonical_alias=_parsed(parse_room_alias, entry.get("canonical_alias")),
+            name=_text(entry.get("name")),
+            topic=_text(entry.get("topic")),
+            avatar_url=_text(entry.get("avatar_url")),
+            join_rule=_text(entry.get("join_rule")),
+            room_type=_text(entry.get("room_type")),
+        )
+
+    def to_json(self) -> JsonObject:
+        """The entry as both APIs have it."""
+        return {key: value for key, value in vars(self).items() if value is not None and key != "federates"}
 
 
 @dataclass(frozen=True)
@@ -133,6 +173,14 @@ def plain_topic(content: JsonObject) -> str | None:
             if body is not None:
                 return body
     return _text(content.get("topic"))
+
+
+def _parsed(parse: Callable[[str], T], value: Any) -> T | None:
+    """The identifier that a text is, if it is one."""
+    try:
+        return parse(value) if isinstance(value, str) else None
+    except InvalidIdentifier:
+        return None
 
 
 def _text(value: Any) -> str | None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from homeserver.errors import InvalidParam, NotFound
-from homeserver.protocol.identifiers import ServerName
+from homeserver.errors import InvalidParam
 from homeserver.protocol.room_versions import ROOM_VERSIONS
+from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.directory_entries import DirectoryEntries, PublicRoom
 from storage import published_rooms
 from storage.database import Database
@@ -37,6 +37,20 @@ class DirectoryQuery:
     room_types: Sequence[str | None] | None = None
     third_party_network: str | None = None
     """Only the rooms of a network that an application service bridges to."""
+    all_networks: bool = False
+    """Also the rooms of all such networks."""
+    over_federation: bool = False
+    """Only rooms in which users of other servers may be."""
+
+    def __post_init__(self) -> None:
+        """Raises InvalidParam for one network and all of them."""
+        if self.all_networks and self.third_party_network is not None:
+            raise InvalidParam("third_party_instance_id is one network, include_all_networks is all of them")
+
+    @property
+    def most_rooms(self) -> int:
+        """How many rooms the answer has at most."""
+        return min(self.limit or MAX_ROOMS, MAX_ROOMS)
 
     @property
     def is_search(self) -> bool:
@@ -45,6 +59,8 @@ class DirectoryQuery:
 
     def matches(self, room: PublicRoom) -> bool:
         """Whether a room is among those asked for."""
+        if self.over_federation and not room.federates:
+            return False
         if self.room_types is not None and room.room_type not in self.room_types:
             return False
         if not self.search_term:
@@ -60,7 +76,17 @@ class DirectoryPage:
     rooms: Sequence[PublicRoom]
     next_batch: str | None = None
     prev_batch: str | None = None
-    total_room_count_estimate: int = 0
+    total_room_count_estimate: int | None = None
+
+    def to_json(self) -> JsonObject:
+        """The page as both APIs have it."""
+        page = {
+            "chunk": [room.to_json() for room in self.rooms],
+            "next_batch": self.next_batch,
+            "prev_batch": self.prev_batch,
+            "total_room_count_estimate": self.total_room_count_estimate,
+        }
+        return {key: value for key, value in page.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -84,19 +110,11 @@ class PublicRooms:
 
     database: Database
     entries: DirectoryEntries
-    server_name: ServerName
 
-    async def page(self, query: DirectoryQuery, server_name: ServerName | None = None) -> DirectoryPage:
-        """A part of a server's directory, by default of ours.
-
-        Raises InvalidParam for a `since` that is no token, NotFound for the directory of another server.
-        """
-        if server_name not in (None, self.server_name):
-            raise NotFound(
-                f"the directory of {server_name} is out of reach: this server does not federate yet"
-            )
+    async def page(self, query: DirectoryQuery) -> DirectoryPage:
+        """A part of the directory of this server. Raises InvalidParam for a `since` that is no token."""
         token = None if query.since is None else _Token.parse(query.since)
-        limit = min(query.limit or MAX_ROOMS, MAX_ROOMS)
+        limit = query.most_rooms
         async with self.database.connection() as tx:
             rooms = await published_rooms.by_members(tx, ROOM_VERSIONS)
         if query.third_party_network is not None:

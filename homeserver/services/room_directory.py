@@ -24,7 +24,7 @@ from homeserver.services.access_tokens import Requester
 from homeserver.services.canonical_aliases import CANONICAL_ALIAS, aliases_of, without_alias
 from homeserver.services.clock import Clock
 from homeserver.services.event_building import build_event
-from storage import current_state, published_rooms, room_aliases
+from storage import current_state, memberships, published_rooms, room_aliases
 from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.memberships import Membership
@@ -33,6 +33,9 @@ from storage.room_heads import RoomHead
 
 Publishers: TypeAlias = Literal["nobody", "admins", "members"]
 """Who may put a room into the directory."""
+
+MAX_SERVERS: Final = 50
+"""How many servers are named that are in a room: enough to find one through which it can be joined."""
 
 _TYPES: Final = (
     "m.room.create",
@@ -79,18 +82,15 @@ class RoomDirectory:
     aliases_need_membership: bool
 
     async def find(self, alias: RoomAlias) -> AliasTarget:
-        """What an alias stands for. Raises NotFound for one that is not known, or of another server."""
-        if server_name_of(alias) != self.server_name:
-            raise NotFound(f"{alias} cannot be looked up: this server does not federate yet")
+        """What an alias of this server stands for. Raises NotFound for one that does not exist."""
         async with self.database.connection() as tx:
             stored = await room_aliases.load(tx, alias)
+            servers = [] if stored is None else await memberships.servers_of(tx, stored.room_id, MAX_SERVERS)
         if stored is None:
             raise NotFound(f"there is no room alias {alias}")
-        return AliasTarget(stored.room_id, [self.server_name])
-
-    async def room_of(self, alias: RoomAlias) -> RoomId:
-        """The room that an alias points to. Raises what `find` raises."""
-        return (await self.find(alias)).room_id
+        if self.server_name in servers or not servers:
+            servers = [self.server_name, *(name for name in servers if name != self.server_name)]
+        return AliasTarget(stored.room_id, servers)
 
     async def add_alias(self, requester: Requester, alias: RoomAlias, room_id: RoomId) -> None:
         """Make a new alias of this server point to a room.

@@ -295,6 +295,7 @@ async def test_sec_sign_3_an_older_list_of_a_notary_shortens_and_replaces_nothin
     same_id = SigningKey.from_seed(current.key_id.removeprefix("ed25519:"), bytes([7]) * 32)
     async with our_side(database, authority, clock, notaries=[notary.name]) as ours:
         before = await keys_now(ours, peer)
+        peer.answers[KEY_LIST] = lambda: json_answer({}, 503)
         shorter = make_key_response(peer.name, [current, dropped], {}, clock() + 5)
         answer_queries(notary, shorter)
         clock.advance(2000)
@@ -304,6 +305,7 @@ async def test_sec_sign_3_an_older_list_of_a_notary_shortens_and_replaces_nothin
         replaced = await keys_now(ours, peer, dropped)
 
     old = VerifyKey(dropped.public_key, clock() - 602_000 + 5)
+    assert notary.asked(KEY_QUERY) == 2
     assert extended == replaced == {**before, dropped.key_id: old}
 
 

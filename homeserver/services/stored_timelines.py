@@ -1,0 +1,209 @@
+"""The timelines of sections, read from the database: all rooms at once, however many they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from homeserver.protocol.strict_json import JsonObject
+from homeserver.services.event_formats import closed_json, open_client_json
+from homeserver.services.loaded_events import LoadedEvent, LoadedEvents
+from homeserver.services.stored_ranges import StoredRange
+from homeserver.services.sync_viewer import DEFAULT_LIMIT, Viewer
+from storage import sync_reads
+from storage.database import Transaction
+from storage.event_flags import EventFlag
+from storage.room_heads import RoomRef
+from storage.sync_reads import TimelineEntry
+
+MAX_EVENTS: Final = 50_000
+"""How many events all timelines of a response hold; of very many rooms each shows the default number."""
+MAX_SCANNED: Final = 2000
+"""How many events of a room are looked at, if few of them are shown."""
+_WIDENING: Final = 4
+
+
+@dataclass(slots=True)
+class StoredTimeline:
+    """The timeline of a section."""
+
+    range: StoredRange
+    entries: Sequence[TimelineEntry]
+    limited: bool
+    events: list[LoadedEvent] = field(default_factory=list)
+    """Those of the entries, in the same order."""
+    json: list[bytes] = field(default_factory=list)
+    """The events as the viewer gets them."""
+
+    @property
+    def first(self) -> int:
+        """The room_seq at which the timeline begins; beyond the section's end where it is empty."""
+        return self.entries[0].seq if self.entries else self.range.b + 1
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether no event is left out from `first` on."""
+        return len(self.entries) == self.range.b + 1 - self.first
+
+
+class _Scan:
+    """Reading a room's timeline backwards, until enough is found."""
+
+    def __init__(self, viewer: Viewer, range_: StoredRange, limit: int) -> None:
+        self.range = range_
+        self.upto = range_.b
+        self.size = limit + 1
+        self._viewer = viewer
+        self._limit = limit
+        self._kept: list[TimelineEntry] = []
+        self._scanned = 0
+        self._is_complete = self._has_gap = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is enough, or nothing more."""
+        return self._is_complete or len(self._kept) > self._limit or self._scanned >= MAX_SCANNED
+
+    def take(self, entries: Sequence[TimelineEntry]) -> list[TimelineEntry]:
+        """What was read up to `upto`; returns what the viewer may see of it."""
+        self._is_complete = len(entries) < self.size
+        self._scanned += len(entries)
+        if entries:
+            self.upto = entries[0].seq - 1
+        self.size = min(self.size * _WIDENING, MAX_SCANNED)
+        for index in range(len(entries) - 1, -1, -1):
+            if entries[index].flags & EventFlag.GAP:
+                entries = entries[index:]
+                self._is_complete = self._has_gap = True
+                break
+        return [entry for entry in entries if self._is_visible(entry)]
+
+    def keep(self, entries: Sequence[TimelineEntry]) -> None:
+        """Of those, the ones that the filter lets through."""
+        self._kept = [*entries, *self._kept]
+
+    def timeline(self) -> StoredTimeline:
+        """What was found."""
+        limited = self._has_gap or not self._is_complete or len(self._kept) > self._limit
+        return StoredTimeline(self.range, self._kept[max(0, len(self._kept) - self._limit) :], limited)
+
+    def _is_visible(self, entry: TimelineEntry) -> bool:
+        """Whether the viewer may see an event; how its own stay ended it sees in any case."""
+        is_own_end = (
+            self.range.section.kind == "leave" and entry.nid == self.range.section.user_room.event_nid
+        )
+        return is_own_end or self.range.shows(entry.seq)
+
+
+async def read_timelines(
+    tx: Transaction, viewer: Viewer, ranges: Sequence[StoredRange], events: LoadedEvents
+) -> list[StoredTimeline]:
+    """The timelines of sections, with their events."""
+    limit = min(viewer.limit, max(DEFAULT_LIMIT, MAX_EVENTS // max(1, len(ranges))))
+    scans = {range_.room.nid: _Scan(viewer, range_, limit) for range_ in ranges}
+    running = scans
+    while running:
+        found = await sync_reads.newest_entries(
+            tx,
+            {nid: (scan.range.timeline_from, scan.upto, scan.size) for nid, scan in running.items()},
+        )
+        visible = {nid: scan.take(found[nid]) for nid, scan in running.items()}
+        if viewer.timeline_filter is not None:
+            visible = await _filtered(tx, viewer, running, visible, events)
+        for nid, scan in running.items():
+            scan.keep(visible[nid])
+        running = {nid: scan for nid, scan in running.items() if not scan.is_done}
+    timelines = [scan.timeline() for scan in scans.values()]
+    await _add_events(tx, viewer, timelines, events)
+    return timelines
+
+
+async def _filtered(
+    tx: Transaction,
+    viewer: Viewer,
+    scans: Mapping[int, _Scan],
+    visible: Mapping[int, list[TimelineEntry]],
+    events: LoadedEvents,
+) -> dict[int, list[TimelineEntry]]:
+    wanted = viewer.timeline_filter
+    assert wanted is not None
+    rooms = {nid: scan.range.room for nid, scan in scans.items()}
+    visible = {
+        nid: entries if wanted.allows_room(rooms[nid].room_id) else [] for nid, entries in visible.items()
+    }
+    loaded = await events.load(
+        tx, {entry.nid: rooms[nid] for nid, entries in visible.items() for entry in entries}
+    )
+    return {
+        nid: [entry for entry in entries if wanted.allows_in_room(loaded[entry.nid])]
+        for nid, entries in visible.items()
+    }
+
+
+async def _add_events(
+    tx: Transaction, viewer: Viewer, timelines: Sequence[StoredTimeline], events: LoadedEvents
+) -> None:
+    """The events of all timelines with what stands beside them, read at once."""
+    entries = [(timeline.range.room, entry) for timeline in timelines for entry in timeline.entries]
+    if not entries:
+        return
+    replaced = await sync_reads.replaced_events(tx, [(room.nid, entry) for room, entry in entries])
+    rooms = {room.nid: room for room, _ in entries}
+    wanted: dict[int, RoomRef] = {entry.nid: room for room, entry in entries}
+    wanted |= {nid: rooms[room_nid] for (room_nid, _), nid in replaced.items()}
+    loaded = await events.load(tx, wanted)
+    opened = loaded
+    if viewer.format.open is not open_client_json:
+        opened = await events.load(tx, {entry.nid: room for room, entry in entries}, viewer.format.open)
+    own = [entry.nid for _, entry in entries if loaded[entry.nid].sender == viewer.user_id]
+    txn_ids = await sync_reads.txn_ids_of_device(tx, viewer.device_nid, list(rooms), own) if own else {}
+    for timeline in timelines:
+        for entry in timeline.entries:
+            event = loaded[entry.nid]
+            before = replaced.get((timeline.range.room.nid, entry.seq))
+            unsigned = _unsigned(
+                viewer,
+                timeline.range,
+                event,
+                None if before is None else loaded[before],
+                txn_ids.get(entry.nid),
+            )
+            timeline.events.append(event)
+            timeline.json.append(viewer.format.finish(closed_json(opened[entry.nid].open_json, unsigned)))
+
+
+def _unsigned(
+    viewer: Viewer,
+    range_: StoredRange,
+    event: LoadedEvent,
+    replaced: LoadedEvent | None,
+    txn_id: str | None,
+) -> JsonObject:
+    unsigned: JsonObject = {
+        "age": max(0, viewer.now_ms - event.origin_server_ts),
+        "membership": range_.membership_after(event.seq),
+        **unsigned_in_state(range_, event),
+    }
+    if replaced is not None:
+        unsigned["replaces_state"] = replaced.event_id
+        if _knew(viewer, range_, event, replaced):
+            unsigned["prev_content"] = replaced.content
+            unsigned["prev_sender"] = replaced.sender
+    if txn_id is not None:
+        unsigned["transaction_id"] = txn_id
+    return unsigned
+
+
+def _knew(viewer: Viewer, range_: StoredRange, event: LoadedEvent, replaced: LoadedEvent) -> bool:
+    """Whether the viewer may know what a state event replaced."""
+    is_own = event.type == "m.room.member" and event.state_key == viewer.user_id
+    return is_own or range_.was_in_room(event.seq) or (replaced.seq > 0 and range_.shows(replaced.seq))
+
+
+def unsigned_in_state(range_: StoredRange, event: LoadedEvent) -> JsonObject:
+    """What stands beside an event in a list of state: why its content is gone, if the viewer may know."""
+    because = event.redacted_because
+    if because is None or because.seq > range_.b or not range_.shows(because.seq):
+        return {}
+    return {"redacted_because": because.json}
