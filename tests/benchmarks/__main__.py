@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import uvloop
 
+from homeserver.commands.serve import GARBAGE_THRESHOLDS
 from tests.benchmarks import core, server, store
 from tests.benchmarks.measuring import FULL, Row, Scale, header
 
@@ -38,6 +40,7 @@ def main() -> int:
     if sys.platform != "linux":
         print("the benchmarks read CPU times from /proc, which only Linux has", file=sys.stderr)
         return 1
+    gc.set_threshold(*GARBAGE_THRESHOLDS)  # as in a server
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(names))
     return 0

@@ -49,7 +49,7 @@ async def rows(scale: Scale) -> AsyncIterator[Row]:
     }
     for name, operation in operations.items():
         note = f"event of {len(canonical)} bytes" if operation is operations["strict JSON parse"] else ""
-        yield Row(name, cpu_of(operation, scale.seconds / 10), note=note)
+        yield Row(name, cpu_of(operation, scale.seconds / 60), note=note)
     yield Row("event codec, size", note=f"{len(canonical)} -> {len(stored)} bytes")
     states, events = forked_room(scale.resolved_members)
     started = time.process_time()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Self
 
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
-ROUNDS: Final = 3
+ROUNDS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Scale:
     """How large and how long the measurements are."""
 
     seconds: float = 3.0
-    """Of each kind of load; a computation runs for a tenth of it."""
+    """Of each kind of load."""
     writers: tuple[int, ...] = (1, 4, 32, 300)
     senders: tuple[int, ...] = (1, 4, 32)
     resolved_members: int = 5000
@@ -57,11 +57,11 @@ def header() -> str:
     return f"{titles}\n{'-' * len(titles)}"
 
 
-def cpu_of(operation: Callable[[], object], at_least_s: float) -> float:
-    """The seconds of CPU that a computation takes: the least of some rounds of at least so long each."""
+def cpu_of(operation: Callable[[], object], about_s: float) -> float:
+    """The seconds of CPU that a computation takes: the least of some rounds, each of about so long."""
     repeats = 1
-    while (spent := _time_of(operation, repeats)) < at_least_s / 2:
-        repeats = max(repeats * 2, int(repeats * at_least_s / max(spent, 1e-9) / 4))
+    while _time_of(operation, repeats) < about_s / 2:
+        repeats *= 2
     return min(_time_of(operation, repeats) for _ in range(ROUNDS)) / repeats
 
 
