@@ -24,7 +24,7 @@ from storage.room_timeline import TimelineRow
 from storage.stream import StreamEvent
 
 BUDGET_BYTES: Final = 64 * 1024 * 1024
-OVERHEAD_BYTES: Final = 700
+OVERHEAD_BYTES: Final = 900
 """What an event takes in memory besides its JSON, about."""
 MAX_REDACTIONS: Final = 50_000
 """So many redactions are told apart one by one; then everything is forgotten at once."""

@@ -108,4 +108,5 @@ class SyncSections:
 
 def _is_shown(section: Section, part: RoomPart) -> bool:
     """Whether a section says anything: rooms in which a filter hides all that is new are left out."""
-    return not part.is_empty or part.is_whole or part.changes_summary or section.kind == "leave"
+    says_something = not part.is_empty or part.limited or part.is_whole or part.changes_summary
+    return says_something or section.kind == "leave"

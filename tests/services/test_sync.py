@@ -7,14 +7,17 @@ room's state; and nobody misses an event, or is shown one that the room's histor
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import asyncpg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeserver.errors import MatrixError
+from homeserver.protocol.event_hashes import encode_event_id
 from homeserver.protocol.events import EventDraft
 from homeserver.protocol.filters import parse_filter
 from homeserver.protocol.identifiers import EventId, RoomId
@@ -26,8 +29,9 @@ from homeserver.services.room_history import PageRequest, RoomHistory
 from homeserver.services.room_visibility import RoomVisibility
 from homeserver.services.sync import Sync, SyncRequest
 from homeserver.services.sync_sections import SyncSections
-from storage import sync_reads
+from storage import room_timeline, sync_reads
 from storage.database import Database
+from storage.event_flags import EventFlag
 from storage.events import event_ids_of
 from tests.storage.stores import Store, open_store
 
@@ -87,7 +91,7 @@ class Story:
 
     @property
     def history(self) -> RoomHistory:
-        visibility = RoomVisibility(self.store.dictionaries)
+        visibility = RoomVisibility()
         events = ClientEvents(visibility, later)
         return RoomHistory(self.store.database, self.store.dictionaries, visibility, events, INCARNATION)
 
@@ -195,9 +199,7 @@ class Story:
         found: set[str] = set()
         token: str | None = prev_batch
         while token is not None:
-            page = await self.history.messages(
-                follower.user, self.room_id, PageRequest("b", token, limit=3)
-            )
+            page = await self.history.messages(follower.user, self.room_id, PageRequest("b", token, limit=3))
             for event in page.chunk:
                 if event["event_id"] in follower.heard:
                     return found
@@ -238,12 +240,13 @@ def _normal(answer: Any) -> Any:
     return answer
 
 
+DEEDS = [
+    *("say", "say", "topic", "visibility", "name", "redact", "join", "join", "profile"),
+    *("leave", "invite", "kick", "ban", "unban"),
+]
 ACTIONS = st.tuples(
     st.integers(0, 2),
-    st.sampled_from(
-        ["say", "say", "topic", "visibility", "name", "join", "join", "profile", "leave", "invite"]
-        + ["kick", "ban", "unban", "redact"]
-    ),
+    st.sampled_from(DEEDS),
     st.integers(0, 20),
 )
 ASKING = st.tuples(st.integers(0, 2), st.just("sync"), st.integers(0, 20))
@@ -283,3 +286,204 @@ async def test_prom_sync_and_sec_vis_2_whoever_follows_knows_the_room_and_no_mor
         for follower in followers:
             await told.follow(follower)
             await told.check(follower)
+
+
+@dataclass
+class Meanwhile:
+    """Something that happens just before or after the next call of a function of `module`."""
+
+    monkeypatch: pytest.MonkeyPatch
+
+    def do(self, module: Any, name: str, act: Callable[[], Awaitable[object]], *, after: bool) -> None:
+        function = getattr(module, name)
+
+        async def patched(*arguments: Any) -> Any:
+            self.monkeypatch.setattr(module, name, function)
+            if not after:
+                await act()
+            found = await function(*arguments)
+            if after:
+                await act()
+            return found
+
+        self.monkeypatch.setattr(module, name, patched)
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
+    return Meanwhile(monkeypatch)
+
+
+async def ask(sync: Sync, user: Requester, since: str | None = None, **request: Any) -> Any:
+    return json.loads(await sync.sync(user, SyncRequest(since=since, **request)))
+
+
+def bodies(room: Any) -> list[str]:
+    return [event["content"]["body"] for event in room["timeline"]["events"] if "body" in event["content"]]
+
+
+@pytest.mark.invariant("SEC-VIS-2")
+@pytest.mark.parametrize("name", ["seqs_at", "newest_entries", "changes", "current_events"])
+async def test_sec_vis_2_what_happens_while_an_answer_is_made_is_left_to_the_next(
+    database: Database, database_url: str, meanwhile: Meanwhile, name: str
+) -> None:
+    async with open_store(database_url) as store:
+        alice, bob = await store.user("alice"), await store.user("bob")
+        room_id = await store.room(alice)
+        await store.room_membership.join(bob, room_id, {})
+        lazy = parse_filter({"room": {"state": {"lazy_load_members": True}, "timeline": {"limit": 2}}})
+        since = (await ask(new_sync(store), bob))["next_batch"]
+        for number in range(4):
+            await store.send(alice, room_id, str(number))
+        topic = EventDraft("m.room.topic", {"topic": "late"}, "")
+
+        async def act() -> None:
+            await store.send(alice, room_id, "late")
+            await store.room_events.set_state(alice, room_id, topic)
+            await store.room_membership.kick(alice, room_id, bob.user_id, {})
+            await store.send(alice, room_id, "too late")
+
+        sync = listening(store, new_sync(store))
+        meanwhile.do(sync_reads, name, act, after=False)
+        answer = await ask(sync, bob, since, filter=lazy)
+        assert list(answer["rooms"]) == ["join"]
+        assert bodies(answer["rooms"]["join"][room_id]) == ["2", "3"]
+        assert "late" not in str(answer)
+        following = await ask(sync, bob, answer["next_batch"])
+        assert list(following["rooms"]) == ["leave"]
+        assert bodies(following["rooms"]["leave"][room_id]) == ["late"]
+
+
+async def test_what_is_redacted_while_it_is_read_is_not_remembered(
+    database: Database, database_url: str, meanwhile: Meanwhile
+) -> None:
+    async with open_store(database_url) as store:
+        alice = await store.user("alice")
+        room_id = await store.room(alice)
+        topic = EventDraft("m.room.topic", {"topic": "secret"}, "")
+        event_id = await store.room_events.set_state(alice, room_id, topic)
+
+        async def act() -> None:
+            await store.room_events.redact(alice, room_id, event_id, {}, "redact", "1")
+
+        sync = listening(store, new_sync(store))
+        meanwhile.do(room_timeline, "by_nids", act, after=True)
+        await ask(sync, alice)
+        assert "secret" not in str(await ask(sync, alice))
+
+
+async def test_a_summary_that_changes_while_it_is_read_is_not_remembered(
+    database: Database, database_url: str, meanwhile: Meanwhile
+) -> None:
+    async with open_store(database_url) as store:
+        alice, bob = await store.user("alice"), await store.user("bob")
+        room_id = await store.room(alice)
+        sync = listening(store, new_sync(store))
+
+        async def act() -> None:
+            await store.room_membership.join(bob, room_id, {})
+
+        meanwhile.do(sync_reads, "first_members", act, after=True)
+        await ask(sync, alice)
+        summary = (await ask(sync, alice))["rooms"]["join"][room_id]["summary"]
+        assert (summary["m.joined_member_count"], summary["m.heroes"]) == (2, [bob.user_id])
+
+
+async def test_any_number_of_rooms_takes_the_same_number_of_queries(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = 0
+    fetch = asyncpg.connection.Connection._execute
+
+    async def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal queries
+        queries += 1
+        return await fetch(*arguments, **named)
+
+    monkeypatch.setattr(asyncpg.connection.Connection, "_execute", counted)
+    lazy = parse_filter({"room": {"state": {"lazy_load_members": True}, "include_leave": True}})
+    counts = []
+    async with open_store(database_url) as store:
+        for rooms in (2, 12):
+            alice, bob = await store.user("alice"), await store.user("bob")
+            since = (await ask(new_sync(store), bob))["next_batch"]
+            for number in range(rooms):
+                room_id = await store.room(alice, invite=[bob.user_id])
+                if number % 2:
+                    await store.room_membership.join(bob, room_id, {})
+                    await store.send(bob, room_id, "hello")
+                    await store.room_events.set_state(alice, room_id, EventDraft("m.room.topic", {}, ""))
+            for token, request in (
+                (None, {}),
+                (None, {"filter": lazy}),
+                (since, {}),
+                (since, {"filter": lazy}),
+            ):
+                queries = 0
+                await ask(new_sync(store), bob, token, **request)
+                counts.append(queries)
+    assert counts[:4] == counts[4:]
+    assert max(counts) <= 25
+
+
+async def test_what_is_in_memory_takes_no_query(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(database_url) as store:
+        alice, bob = await store.user("alice"), await store.user("bob")
+        sync = listening(store, new_sync(store))
+        room_id = await store.room(alice)
+        await store.room_membership.join(bob, room_id, {})
+        lazy: dict[str, Any] = {"filter": parse_filter({"room": {"state": {"lazy_load_members": True}}})}
+        await store.send(alice, room_id, "known")
+        answers = [await ask(sync, bob, **request) for request in ({}, lazy)]
+        await store.send(alice, room_id, "hello")
+
+        async def refuse(*_: object, **__: object) -> None:
+            raise AssertionError("a query")
+
+        monkeypatch.setattr(asyncpg.connection.Connection, "_execute", refuse)
+        for answer, request in zip(answers, ({}, lazy), strict=True):
+            room = (await ask(sync, bob, answer["next_batch"], **request))["rooms"]["join"][room_id]
+            assert bodies(room) == ["hello"]
+
+
+async def test_a_ring_that_is_too_small_loses_nothing(database: Database, database_url: str) -> None:
+    async with open_store(database_url) as store:
+        alice = await store.user("alice")
+        sync = listening(store, new_sync(store, budget_bytes=20_000))
+        room_id, other = await store.room(alice), await store.room(alice)
+        token = (await ask(sync, alice))["next_batch"]
+        for number in range(9):
+            await store.send(alice, room_id, str(number))
+            await store.send(alice, other, str(number))
+        answer = await ask(sync, alice, token)
+        for room in answer["rooms"]["join"].values():
+            assert bodies(room) == [str(number) for number in range(9)]
+        assert len(sync.recent) < 10
+
+
+async def test_an_event_after_a_gap_begins_a_limited_timeline(database: Database, database_url: str) -> None:
+    async with open_store(database_url) as store:
+        alice = await store.user("alice")
+        sync = listening(store, new_sync(store))
+        room_id = await store.room(alice)
+        token = (await ask(sync, alice))["next_batch"]
+        await store.send(alice, room_id, "before the gap")
+        gapped = await store.send(alice, room_id, "after the gap")
+        await store.send(alice, room_id, "last")
+        async with store.database.connection() as tx:
+            await tx.execute(
+                "UPDATE events SET flags = flags | $2 WHERE event_id = $1",
+                encode_event_id(gapped),
+                EventFlag.GAP,
+            )
+        async with open_store(database_url) as other:
+            # A process that is told of these events by the stream, as of what another has written.
+            other.stream.position = int(token[1:].partition("_")[0])
+            from_memory = listening(other, new_sync(other))
+            await other.stream.catch_up()
+            for answering in (new_sync(store), from_memory):
+                room = (await ask(answering, alice, token))["rooms"]["join"][room_id]
+                assert bodies(room) == ["after the gap", "last"]
+                assert room["timeline"]["limited"] is True

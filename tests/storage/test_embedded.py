@@ -19,6 +19,7 @@ import asyncpg
 import pytest
 
 from homeserver.errors import LairError
+from storage.database import CONNECTION_LOST
 from storage.embedded.binaries import find_binaries, package_folder
 from storage.embedded.cluster import ClusterUnsuitable
 from storage.embedded.data_folder_lock import DataFolderInUse
@@ -200,9 +201,11 @@ if sees_processes_of_other_users():
 
 
 async def recovered(url: str) -> bool:
+    """Whether PostgreSQL answers; while it recovers it refuses connections, or drops them half-way."""
     try:
         return bool(await query(url, "SELECT 1") == 1)
-    except asyncpg.CannotConnectNowError:
+    except CONNECTION_LOST:
+        await asyncio.sleep(0.02)
         return False
 
 
