@@ -5,6 +5,7 @@ A dictionary is never changed once released: a better one gets a new number and 
 
 from __future__ import annotations
 
+import threading
 from importlib import resources
 from typing import Final
 
@@ -26,7 +27,16 @@ _COMPRESSOR: Final = zstandard.ZstdCompressor(
     write_checksum=False,
     write_dict_id=False,
 )
-_DECOMPRESSOR: Final = zstandard.ZstdDecompressor(dict_data=_DICTIONARY_1)
+
+
+class _Decompressor(threading.local):
+    """A decompressor of each thread's own: one that two use at once gives wrong bytes."""
+
+    def __init__(self) -> None:
+        self.decompress = zstandard.ZstdDecompressor(dict_data=_DICTIONARY_1).decompress
+
+
+_DECOMPRESSOR: Final = _Decompressor()
 
 CODEC: Final = EventFlag.ZSTD_1
 """The flag that goes with what `encode_event` returns."""
