@@ -24,6 +24,7 @@ class TimelineEntry(NamedTuple):
     seq: int
     nid: int
     flags: int
+    type_nid: int
     key: Key | None
     """Of a state event."""
 
@@ -85,7 +86,7 @@ async def newest_entries(
     found: dict[int, list[TimelineEntry]] = {room_nid: [] for room_nid in parts}
     for room_nid, seq, nid, flags, type_nid, skey_nid in rows:
         key = None if skey_nid is None else (type_nid, skey_nid)
-        found[room_nid].append(TimelineEntry(seq, nid, flags, key))
+        found[room_nid].append(TimelineEntry(seq, nid, flags, type_nid, key))
     return found
 
 

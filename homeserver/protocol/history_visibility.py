@@ -129,6 +129,11 @@ class ViewHistory:
         """The reader's view in a version of the state."""
         return self._views[bisect_right(self._versions, version)]
 
+    def changed_at(self, version: int) -> int:
+        """The newest version, at or before this one, at which the view changed; -1 where there is none."""
+        index = bisect_right(self._versions, version)
+        return self._versions[index - 1] if index else -1
+
     def joined_after(self, version: int) -> bool:
         """Whether the reader joined at any time after a version."""
         return version < self._last_join

@@ -34,7 +34,10 @@ class RecentSections:
         since, user_room = viewer.since, section.user_room
         if section.kind != "join" or section.full_state or since is None or since < self._recent.start:
             return False
-        return user_room.pos <= since or (user_room.since is not None and user_room.since <= since)
+        if user_room.pos > since and (user_room.since is None or user_room.since > since):
+            return False
+        events = self._recent.of_room(section.room.nid, since)
+        return not any(_may_be_sent_by(viewer, event) for event in events)
 
     def part(self, viewer: Viewer, section: Section) -> RoomPart | None:
         """What is new in a room; None for nothing.
@@ -113,6 +116,12 @@ def _without_what_is_before_a_gap(events: list[RecentEvent]) -> tuple[list[Recen
 def _sent_by(viewer: Viewer, event: RecentEvent) -> bool:
     """Whether the viewer's device sent an event, under an ID of its own."""
     return event.stream.key is not None and event.stream.key.device_nid == viewer.device_nid
+
+
+def _may_be_sent_by(viewer: Viewer, event: RecentEvent) -> bool:
+    """Whether the viewer's device may have sent an event, through another process."""
+    pdu = event.pdu
+    return pdu.sender == viewer.user_id and pdu.state_key is None and event.stream.key is None
 
 
 def _timeline_event(viewer: Viewer, event: RecentEvent) -> bytes:

@@ -50,6 +50,12 @@ class StoredRange:
         before, after = self.history.view_at(seq - 1), self.history.view_at(seq)
         return may_see(before, after, joined_later=self.history.joined_after(seq - 1))
 
+    def newest_visible(self, seq: int) -> int:
+        """The newest room_seq, at or before this one, whose event may be visible; 0 where there is none."""
+        while self.history is not None and seq > 0 and not self.shows(seq):
+            seq = self.history.changed_at(seq - 1)  # what changed the view may be visible, all since is not
+        return max(seq, 0)
+
     def was_in_room(self, seq: int) -> bool:
         """Whether the reader was in the room just before the event of a room_seq."""
         return self.history is None or self.history.view_at(seq - 1).membership == "join"

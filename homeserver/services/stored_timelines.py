@@ -21,6 +21,8 @@ MAX_EVENTS: Final = 50_000
 """How many events all timelines of a response hold; of very many rooms each shows the default number."""
 MAX_SCANNED: Final = 2000
 """How many events of a room are looked at, if few of them are shown."""
+MAX_SCANNED_IN_ALL: Final = 20_000
+"""How many events of all rooms together are looked at before those that show few are left at that."""
 _WIDENING: Final = 4
 
 
@@ -52,25 +54,26 @@ class _Scan:
 
     def __init__(self, viewer: Viewer, range_: StoredRange, limit: int) -> None:
         self.range = range_
-        self.upto = range_.b
+        self.upto = range_.b if range_.section.kind == "leave" else range_.newest_visible(range_.b)
         self.size = limit + 1
         self._viewer = viewer
         self._limit = limit
         self._kept: list[TimelineEntry] = []
-        self._scanned = 0
-        self._is_complete = self._has_gap = False
+        self.scanned = 0
+        self._is_complete = self.upto <= range_.timeline_from
+        self._has_gap = False
 
     @property
     def is_done(self) -> bool:
         """Whether there is enough, or nothing more."""
-        return self._is_complete or len(self._kept) > self._limit or self._scanned >= MAX_SCANNED
+        return self._is_complete or len(self._kept) > self._limit or self.scanned >= MAX_SCANNED
 
     def take(self, entries: Sequence[TimelineEntry]) -> list[TimelineEntry]:
         """What was read up to `upto`; returns what the viewer may see of it."""
-        self._is_complete = len(entries) < self.size
-        self._scanned += len(entries)
+        self.scanned += len(entries)
         if entries:
-            self.upto = entries[0].seq - 1
+            self.upto = self.range.newest_visible(entries[0].seq - 1)
+        self._is_complete = len(entries) < self.size or self.upto <= self.range.timeline_from
         self.size = min(self.size * _WIDENING, MAX_SCANNED)
         for index in range(len(entries) - 1, -1, -1):
             if entries[index].flags & EventFlag.GAP:
@@ -102,8 +105,9 @@ async def read_timelines(
     """The timelines of sections, with their events."""
     limit = min(viewer.limit, max(DEFAULT_LIMIT, MAX_EVENTS // max(1, len(ranges))))
     scans = {range_.room.nid: _Scan(viewer, range_, limit) for range_ in ranges}
-    running = scans
-    while running:
+    running = {nid: scan for nid, scan in scans.items() if not scan.is_done}
+    scanned = 0
+    while running and scanned < MAX_SCANNED_IN_ALL:
         found = await sync_reads.newest_entries(
             tx,
             {nid: (scan.range.timeline_from, scan.upto, scan.size) for nid, scan in running.items()},
@@ -113,6 +117,7 @@ async def read_timelines(
             visible = await _filtered(tx, viewer, running, visible, events)
         for nid, scan in running.items():
             scan.keep(visible[nid])
+            scanned += len(found[nid])
         running = {nid: scan for nid, scan in running.items() if not scan.is_done}
     timelines = [scan.timeline() for scan in scans.values()]
     await _add_events(tx, viewer, timelines, events)
@@ -129,8 +134,15 @@ async def _filtered(
     wanted = viewer.timeline_filter
     assert wanted is not None
     rooms = {nid: scan.range.room for nid, scan in scans.items()}
+    types = await sync_reads.type_names(
+        tx, {entry.type_nid for entries in visible.values() for entry in entries}
+    )
+    allowed = {type_nid for type_nid, name in types.items() if wanted.allows_type(name)}
     visible = {
-        nid: entries if wanted.allows_room(rooms[nid].room_id) else [] for nid, entries in visible.items()
+        nid: [entry for entry in entries if entry.type_nid in allowed]
+        if wanted.allows_room(rooms[nid].room_id)
+        else []
+        for nid, entries in visible.items()
     }
     loaded = await events.load(
         tx, {entry.nid: rooms[nid] for nid, entries in visible.items() for entry in entries}
