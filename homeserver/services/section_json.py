@@ -17,9 +17,9 @@ _ENDS: Final = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RoomPart:
-    """What a section shows of a room; many viewers may share it, so it is not changed once made."""
+    """What a section shows of a room; many viewers may share it."""
 
     timeline: bytes
     state: Sequence[bytes]

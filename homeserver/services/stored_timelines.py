@@ -52,11 +52,10 @@ class StoredTimeline:
 class _Scan:
     """Reading a room's timeline backwards, until enough is found."""
 
-    def __init__(self, viewer: Viewer, range_: StoredRange, limit: int) -> None:
+    def __init__(self, range_: StoredRange, limit: int) -> None:
         self.range = range_
         self.upto = range_.b if range_.section.kind == "leave" else range_.newest_visible(range_.b)
         self.size = limit + 1
-        self._viewer = viewer
         self._limit = limit
         self._kept: list[TimelineEntry] = []
         self.scanned = 0
@@ -104,7 +103,7 @@ async def read_timelines(
 ) -> list[StoredTimeline]:
     """The timelines of sections, with their events."""
     limit = min(viewer.limit, max(DEFAULT_LIMIT, MAX_EVENTS // max(1, len(ranges))))
-    scans = {range_.room.nid: _Scan(viewer, range_, limit) for range_ in ranges}
+    scans = {range_.room.nid: _Scan(range_, limit) for range_ in ranges}
     running = {nid: scan for nid, scan in scans.items() if not scan.is_done}
     scanned = 0
     while running and scanned < MAX_SCANNED_IN_ALL:
