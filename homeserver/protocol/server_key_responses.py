@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from homeserver.protocol.canonical_json import MAX_INTEGER
 from homeserver.protocol.errors import InvalidKey
-from homeserver.protocol.events import MAX_KEY_ID_BYTES
 from homeserver.protocol.identifiers import ServerName
 from homeserver.protocol.signing import (
     SigningKey,
@@ -26,6 +25,8 @@ from homeserver.protocol.unpadded_base64 import encode_base64
 
 MAX_KEYS: Final = 100
 """A list of more keys is refused."""
+MAX_KEY_ID_BYTES: Final = 255
+"""A key under a longer ID counts for nothing. Those of other servers may be longer than ours."""
 
 LONGEST_VALIDITY_MS: Final = 7 * 24 * 3600 * 1000
 """A key counts for at most so long after it was fetched, whatever its server says."""

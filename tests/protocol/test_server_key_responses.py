@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from homeserver.protocol.errors import BadJson, BadSignature, InvalidKey
 from homeserver.protocol.identifiers import ServerName
 from homeserver.protocol.server_key_responses import (
     LONGEST_VALIDITY_MS,
+    MAX_KEY_ID_BYTES,
     MAX_KEYS,
     make_key_response,
     parse_key_response,
@@ -68,6 +70,15 @@ def test_signatures_of_others_are_left_out() -> None:
     attested = sign_json(response(KEY), ServerName("notary.test"), SECOND)
 
     assert parse_key_response(attested, TEA, NOW).json == response(KEY)
+
+
+def test_another_server_may_give_its_keys_longer_ids_than_we_do() -> None:
+    long = replace(KEY, key_id="ed25519:" + "k" * (MAX_KEY_ID_BYTES - len("ed25519:")))
+    too_long = replace(KEY, key_id=long.key_id + "k")
+
+    assert set(parse_key_response(response(long), TEA, NOW).current) == {long.key_id}
+    with pytest.raises(BadSignature):
+        parse_key_response(response(too_long), TEA, NOW)
 
 
 def test_keys_that_can_check_nothing_are_passed_over() -> None:
