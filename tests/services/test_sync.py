@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from homeserver.errors import MatrixError
@@ -75,6 +75,8 @@ class Follower:
     joined: bool = False
     state: dict[Key, str] = field(default_factory=dict)
     heard: set[str] = field(default_factory=set)
+    known: set[str] = field(default_factory=set)
+    """What it had heard when it was in the room last: events of a room it is not in come with gaps."""
     own: set[str] = field(default_factory=set)
 
     @property
@@ -199,6 +201,8 @@ class Story:
             if timeline["limited"] and kind == "join":
                 follower.heard |= await self.gap(follower, timeline["prev_batch"])
             follower.joined = kind == "join"
+            if follower.joined:
+                follower.known |= follower.heard
 
     async def gap(self, follower: Follower, prev_batch: str) -> set[str]:
         """What lies before a timeline, up to what the client knows."""
@@ -207,7 +211,7 @@ class Story:
         while token is not None:
             page = await self.history.messages(follower.user, self.room_id, PageRequest("b", token, limit=3))
             for event in page.chunk:
-                if event["event_id"] in follower.heard:
+                if event["event_id"] in follower.known:
                     return found
                 found.add(event["event_id"])
             token = page.end
@@ -265,6 +269,16 @@ ASKING = st.tuples(st.integers(0, 2), st.just("sync"), st.integers(0, 20))
     preset=st.sampled_from(["public_chat", "private_chat"]),
     modes=st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=3, max_size=3),
     story=st.lists(ACTIONS | ACTIONS | ASKING, min_size=5, max_size=40),
+)
+@example(
+    preset="public_chat",
+    modes=[(False, 1), (False, 0), (False, 0)],
+    story=[(0, "sync", 0), (0, "say", 0), (0, "leave", 0), (0, "sync", 0), (0, "join", 0)],
+)
+@example(
+    preset="public_chat",
+    modes=[(False, 0), (False, 0), (False, 1)],
+    story=[(0, "say", 0), (0, "ban", 1), (0, "unban", 1), (2, "sync", 0), (2, "join", 0)],
 )
 async def test_prom_sync_and_sec_vis_2_whoever_follows_knows_the_room_and_no_more(
     database: Database,
