@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from homeserver.protocol.errors import InvalidIdentifier
 from homeserver.protocol.event_hashes import encode_event_id
-from homeserver.protocol.events import Pdu
-from homeserver.protocol.identifiers import EventId, RoomAlias, UserId
+from homeserver.protocol.events import Pdu, StateKey
+from homeserver.protocol.identifiers import EventId, RoomAlias, UserId, parse_event_id
 from homeserver.protocol.room_versions import RoomVersion
+from storage.dictionaries import MEMBER_TYPE_NID
 from storage.event_codec import CODEC, encode_event
 from storage.event_flags import EventFlag
 from storage.memberships import Membership
+from storage.packed_state import REMOVED, Key
 from storage.room_heads import RoomRef, StoredEvent
+from storage.state_deltas import DeltaRow
 
-_ARGUMENTS: Final = ", ".join(f"${number}" for number in range(1, 49))
+_ARGUMENTS: Final = ", ".join(f"${number}" for number in range(1, 73))
 PERSIST: Final = f"SELECT kind, a, b FROM persist({_ARGUMENTS})"  # noqa: S608 -- nothing but parameters
 
 LOCAL_FLAGS: Final = CODEC | EventFlag.SOLE | EventFlag.FED | EventFlag.UNSIGNED
-"""An event of a local user on the only extremity: other servers are owed it, and it is signed later."""
+"""An event of a local user on all extremities: other servers are owed it, and it is signed later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +36,25 @@ class TxnKey:
     txn_id: str
 
 
+class StateChange(NamedTuple):
+    """A key of a room's current state that is another event now, or none."""
+
+    key: Key
+    name: StateKey
+    """The key in words."""
+    now: StoredEvent | None
+    before: StoredEvent | None
+    server_nid: int = 0
+    """Of a member event: the user's server."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event on top of a room's head, with the numbers that its row needs."""
+    """An event of a room, with the numbers that its row needs."""
 
     nid: int
-    seq: int
+    seq: int | None
+    """None for an event that gets no place in the timeline."""
     pdu: Pdu
     canonical: bytes
     """The event in canonical JSON."""
@@ -45,8 +63,29 @@ class NewEvent:
     skey_nid: int | None
     auth_nids: tuple[int, ...] | None
     """Of state events only."""
+    changes: tuple[StateChange, ...]
+    """How the room's current state changes with it."""
     replaces: StoredEvent | None
-    """The event that was current for this key before."""
+    """The event that was current for its own key before."""
+    flags: int = LOCAL_FLAGS
+    prev_nids: tuple[int, ...] | None = None
+    """None for exactly the live event before it."""
+    state_ver: int | None = None
+    """The state before it, None for trunk(seq - 1): a version of the trunk, ..."""
+    state_delta: int | None = None
+    """... and the number of the differences to that."""
+    delta: DeltaRow | None = None
+    """The row with those differences, if it may not be stored yet."""
+    is_promoted: bool = False
+    """Whether its row is there already, as that of an outlier."""
+    is_own: bool = True
+    """Whether a user of this server sent it just now."""
+    missing: frozenset[EventId] = frozenset()
+    """Those of its prev_events that are not here."""
+    fills_gap: bool = False
+    redacts_others: bool = True
+    rescinds_for: int | None = None
+    """The server of a user whose invite it withdraws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +108,23 @@ class EventBatch:
         self.events: list[tuple[RoomRef, NewEvent]] = []
         self.keys: list[TxnKey] = []
         self._rooms: tuple[list[int], list[int]] = ([], [])
-        self._new_rooms: tuple[list[Any], ...] = ([], [], [], [], [], [])
-        self._event_columns: tuple[list[Any], ...] = tuple([] for _ in range(15))
+        self._new_rooms: tuple[list[Any], ...] = _columns(6)
+        self._event_columns: tuple[list[Any], ...] = _columns(17)
         self._links: list[int] = []
-        self._states: tuple[list[int], ...] = ([], [], [], [], [])
-        self._members: dict[tuple[int, int], tuple[int, int, int]] = {}
-        self._txns: tuple[list[Any], ...] = ([], [], [], [], [])
-        self._redactions: tuple[list[Any], ...] = ([], [], [])
+        self._promoted: list[int] = []
+        self._from_outside: list[int] = []
+        self._deltas: tuple[list[Any], ...] = _columns(6)
+        self._states: tuple[list[int], ...] = _columns(5)
+        self._members: dict[tuple[int, int], tuple[int, int, int, int]] = {}
+        self._arrived: dict[tuple[int, int], int] = {}
+        self._gone: dict[tuple[int, int], int] = {}
+        self._rescinded: tuple[list[int], ...] = _columns(3)
+        self._txns: tuple[list[Any], ...] = _columns(5)
+        self._reset: list[int] = []
+        self._extremities: tuple[list[int], ...] = _columns(2)
+        self._redactions: tuple[list[Any], ...] = _columns(4)
+        self._missing: tuple[list[Any], ...] = _columns(3)
+        self._filled: tuple[list[Any], ...] = _columns(2)
 
     def __len__(self) -> int:
         return len(self.events)
@@ -88,46 +137,74 @@ class EventBatch:
     def add_new_room(self, room: RoomRef, new_room: NewRoom, creator_nid: int) -> None:
         """A room that comes into being with its first events."""
         self.add_room(room, 0)
-        row = (
+        _append(
+            self._new_rooms,
             room.nid, room.room_id, room.version.version, new_room.alias, creator_nid, new_room.published,
         )  # fmt: skip
-        for column, value in zip(self._new_rooms, row, strict=True):
-            column.append(value)
+
+    def add_extremities(self, room: RoomRef, nids: Iterable[int]) -> None:
+        """The forward extremities of a room are these now; none where that is just its newest event."""
+        self._reset.append(room.nid)
+        for nid in nids:
+            _append(self._extremities, room.nid, nid)
 
     def add_event(self, room: RoomRef, event: NewEvent) -> None:
         """An event of a room that was added before."""
         pdu = event.pdu
-        auth_from = auth_to = None
-        if event.auth_nids:
-            auth_from = len(self._links) + 1
-            self._links.extend(event.auth_nids)
-            auth_to = len(self._links)
-        row = (
+        prev_from, prev_to = self._link(event.prev_nids)
+        auth_from, auth_to = self._link(event.auth_nids)
+        stored_id = encode_event_id(pdu.event_id)
+        _append(
+            self._event_columns,
             event.nid, room.nid, event.seq, pdu.depth, pdu.origin_server_ts, event.type_nid, event.sender_nid,
-            event.skey_nid, LOCAL_FLAGS, None, None, auth_from, auth_to,
-            encode_event_id(pdu.event_id), encode_event(event.canonical),
+            event.skey_nid, event.state_ver, event.state_delta, event.flags, prev_from, prev_to, auth_from,
+            auth_to, stored_id, encode_event(event.canonical),
         )  # fmt: skip
-        for column, value in zip(self._event_columns, row, strict=True):
-            column.append(value)
         self.events.append((room, event))
+        if event.is_promoted:
+            self._promoted.append(event.nid)
+        if not event.is_own:
+            self._from_outside.append(event.nid)
+        if event.delta is not None:
+            _append(self._deltas, *event.delta)
+        if event.fills_gap:
+            _append(self._filled, room.nid, stored_id)
+        if event.seq is None:
+            return
+        for missing in event.missing:
+            _append(self._missing, room.nid, encode_event_id(missing), event.nid)
         if (redacts := redacted_by(pdu)) is not None:
-            row_of_redaction = (room.nid, encode_event_id(redacts), event.nid)
-            for redaction_column, part in zip(self._redactions, row_of_redaction, strict=True):
-                redaction_column.append(part)
-        if event.skey_nid is not None:
-            row_of_state = (room.nid, event.seq, event.type_nid, event.skey_nid, event.nid)
-            for state_column, number in zip(self._states, row_of_state, strict=True):
-                state_column.append(number)
-            if pdu.type == "m.room.member":
-                membership = Membership.of(pdu.membership)
-                self._members[event.skey_nid, room.nid] = (membership.value, event.nid, len(self))
+            _append(self._redactions, room.nid, encode_event_id(redacts), event.nid, event.redacts_others)
+        for change in event.changes:
+            event_nid = REMOVED if change.now is None else change.now.nid
+            _append(self._states, room.nid, event.seq, *change.key, event_nid)
+            if change.key[0] == MEMBER_TYPE_NID:
+                self._add_member(room, change, event_nid)
+        if event.rescinds_for is not None:
+            _append(self._rescinded, room.nid, event.rescinds_for, len(self))
+
+    def _add_member(self, room: RoomRef, change: StateChange, event_nid: int) -> None:
+        """What becomes of a user, and of the user's server. Whom a resolution takes out has left."""
+        now = Membership.LEAVE if change.now is None else Membership.of(change.now.pdu.membership)
+        was_in = change.before is not None and change.before.pdu.membership == "join"
+        self._members[change.key[1], room.nid] = (change.server_nid, now.value, event_nid, len(self))
+        if now is Membership.JOIN:  # after a join that broke off the state says so before its server is in
+            self._arrived.setdefault((room.nid, change.server_nid), len(self))
+        elif was_in:
+            self._gone[room.nid, change.server_nid] = len(self)
+
+    def _link(self, nids: tuple[int, ...] | None) -> tuple[int | None, int | None]:
+        """The slice of the links that holds some numbers; from > to where there are none."""
+        if nids is None:
+            return None, None
+        first = len(self._links) + 1
+        self._links.extend(nids)
+        return first, len(self._links)
 
     def add_key(self, key: TxnKey, room: RoomRef, event: NewEvent) -> None:
         """The transaction that made an event."""
         self.keys.append(key)
-        row = (key.device_nid, room.nid, key.what.encode(), key.txn_id.encode(), event.nid)
-        for column, value in zip(self._txns, row, strict=True):
-            column.append(value)
+        _append(self._txns, key.device_nid, room.nid, key.what.encode(), key.txn_id.encode(), event.nid)
 
     def arguments(self) -> list[Any]:
         """The arguments of PERSIST."""
@@ -135,27 +212,53 @@ class EventBatch:
         columns = [
             column if any(value is not None for value in column) else [] for column in self._event_columns
         ]
-        (nid, room, seq, depth, ts, type_nid, sender, skey, flags, prev_from, prev_to, auth_from, auth_to,
-         event_id, json) = columns  # fmt: skip
+        (nid, room, seq, depth, ts, type_nid, sender, skey, state_ver, state_delta, flags, prev_from, prev_to,
+         auth_from, auth_to, event_id, json) = columns  # fmt: skip
+        members = [(user, room, *row) for (user, room), row in self._members.items()]
         return [
             *self._rooms,
             *self._new_rooms,
-            nid, room, seq, depth, ts, self._recv_ts, type_nid, sender, skey, [], [], flags,
+            nid, room, seq, depth, ts, self._recv_ts, type_nid, sender, skey, state_ver, state_delta, flags,
             prev_from, prev_to, auth_from, auth_to, self._links, event_id, json,
+            self._promoted, self._from_outside,
+            *self._deltas,
             *self._states,
-            [user_nid for user_nid, _ in self._members],
-            [room_nid for _, room_nid in self._members],
-            *(list(column) for column in zip(*self._members.values(), strict=True)),
-            *([[], [], []] if not self._members else []),
+            *_transposed(members, 6),
+            *_transposed([(*key, index) for key, index in self._arrived.items()], 3),
+            *_transposed([(*key, index) for key, index in self._gone.items()], 3),
+            *self._rescinded,
             *self._txns,
-            [], [], [],
+            self._reset, *self._extremities,
             *self._redactions,
+            *self._missing,
+            *self._filled,
         ]  # fmt: skip
 
 
 def redacted_by(pdu: Pdu) -> EventId | None:
-    """The event that a redaction of a local user takes the content from; None for all other events."""
+    """The event that a redaction names as the one to take the content from; None for all other events."""
     if pdu.type != "m.room.redaction" or pdu.state_key is not None:
         return None
     redacts = pdu.content.get("redacts")
-    return EventId(redacts) if isinstance(redacts, str) else None
+    return EventId(redacts) if isinstance(redacts, str) and _is_event_id(redacts) else None
+
+
+def _is_event_id(text: str) -> bool:
+    try:
+        parse_event_id(text)
+    except InvalidIdentifier:
+        return False
+    return True
+
+
+def _columns(count: int) -> tuple[list[Any], ...]:
+    return tuple([] for _ in range(count))
+
+
+def _append(columns: tuple[list[Any], ...], *row: Any) -> None:
+    for column, value in zip(columns, row, strict=True):
+        column.append(value)
+
+
+def _transposed(rows: Sequence[tuple[int, ...]], width: int) -> list[list[int]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]

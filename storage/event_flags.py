@@ -24,3 +24,7 @@ class EventFlag:
     """An event of ours whose signature is made when it first leaves this server."""
     ZSTD_1: Final = 256
     """events.json is compressed with dictionary 1; otherwise it is plain."""
+    UNCHECKED: Final = 512
+    """An outlier that came out-of-band: nothing has checked whether its room allows it, and auth is NULL."""
+    RESOLVED: Final = 1024
+    """A state resolution came with it: the room's state changed otherwise than by this event alone."""

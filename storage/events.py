@@ -28,6 +28,16 @@ async def stored_event_ids(tx: Transaction, event_ids: Iterable[EventId]) -> set
     return {decode_event_id(row["event_id"]) for row in rows}
 
 
+async def begins_with_create(tx: Transaction, room_id: RoomId) -> bool:
+    """Whether all of a room's history is here: its first event made the room, and was no join to it."""
+    query = """
+        SELECT name = 'm.room.create' FROM rooms
+        JOIN events ON room_nid = rooms.nid AND room_seq = 1 AND sub = 0
+        JOIN event_types ON event_types.nid = type_nid WHERE room_id = $1
+    """
+    return bool(await tx.fetchval(query, room_id))
+
+
 async def load(tx: Transaction, room_id: RoomId, event_id: EventId) -> Pdu | None:
     """A live event of a room; None for one that is not there, or that nobody may see."""
     row = await tx.fetchrow(

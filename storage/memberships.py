@@ -1,4 +1,8 @@
-"""Table memberships: who is what in which room, as the rooms' current state has it."""
+"""Table memberships: who is what in which room, as the rooms' current state has it.
+
+What a user is who was invited to a room that this server is not in is in table oob_membership; of two rows of
+one user and room the newer one counts.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,17 @@ from storage.database import Transaction
 
 COUNTED_MEMBERS: Final = 2000
 """Of so many members the servers are counted."""
+
+
+_NEWEST_OF_USER: Final = """
+    SELECT DISTINCT ON (room_nid) room_nid, membership, event_nid, pos, forgotten, out_of_band FROM (
+        SELECT room_nid, membership, event_nid, pos, forgotten, false AS out_of_band
+        FROM memberships WHERE user_nid = $1
+        UNION ALL
+        SELECT room_nid, membership, event_nid, pos, forgotten, true
+        FROM oob_membership WHERE user_nid = $1
+    ) AS of_user ORDER BY room_nid, pos DESC
+"""
 
 
 class Membership(IntEnum):
@@ -29,11 +44,11 @@ class Membership(IntEnum):
 
 
 async def rooms_of(tx: Transaction, user_nid: int, membership: Membership) -> list[RoomId]:
-    """The rooms in which a user has this membership."""
-    query = """
-        SELECT room_id FROM memberships JOIN rooms ON rooms.nid = room_nid
-        WHERE user_nid = $1 AND membership = $2 ORDER BY room_id
-    """
+    """The rooms in which a user has this membership, whether this server is in them or not."""
+    query = f"""
+        SELECT room_id FROM ({_NEWEST_OF_USER}) AS newest JOIN rooms ON rooms.nid = room_nid
+        WHERE membership = $2 ORDER BY room_id
+    """  # noqa: S608
     return [RoomId(row["room_id"]) for row in await tx.fetch(query, user_nid, membership)]
 
 
@@ -71,10 +86,19 @@ async def servers_of(tx: Transaction, room_id: RoomId, most: int) -> list[Server
 
 async def forget(tx: Transaction, user_nid: int, room_id: RoomId) -> bool:
     """Forget a room that the user has left; False when the user has not left it."""
-    query = """
-        UPDATE memberships SET forgotten = true FROM rooms
-        WHERE rooms.nid = room_nid AND room_id = $2 AND user_nid = $1 AND membership IN (4, 5) RETURNING true
-    """
+    query = f"""
+        WITH left_room AS (
+            SELECT room_nid FROM ({_NEWEST_OF_USER}) AS newest JOIN rooms ON rooms.nid = room_nid
+            WHERE room_id = $2 AND membership IN (4, 5)
+        ), inside AS (
+            UPDATE memberships AS own SET forgotten = true FROM left_room
+            WHERE own.room_nid = left_room.room_nid AND own.user_nid = $1
+        ), outside AS (
+            UPDATE oob_membership AS own SET forgotten = true FROM left_room
+            WHERE own.room_nid = left_room.room_nid AND own.user_nid = $1
+        )
+        SELECT EXISTS (SELECT FROM left_room)
+    """  # noqa: S608
     return bool(await tx.fetchval(query, user_nid, room_id))
 
 
@@ -89,14 +113,16 @@ class MembershipRow:
     event_nid: int
     pos: int
     forgotten: bool
+    out_of_band: bool
+    """Whether this server was not in the room then: the room's own state does not tell."""
 
 
 async def of_user(tx: Transaction, user_nid: int) -> list[MembershipRow]:
-    """All rooms that a user has, or had, to do with."""
-    query = """
-        SELECT room_nid, room_id, version, membership, event_nid, pos, forgotten
-        FROM memberships JOIN rooms ON rooms.nid = room_nid WHERE user_nid = $1
-    """
+    """All rooms that a user has, or had, to do with, those of the newest changes last."""
+    query = f"""
+        SELECT room_nid, room_id, version, membership, event_nid, pos, forgotten, out_of_band
+        FROM ({_NEWEST_OF_USER}) AS newest JOIN rooms ON rooms.nid = room_nid ORDER BY pos
+    """  # noqa: S608
     return [
         MembershipRow(
             row["room_nid"],
@@ -106,6 +132,7 @@ async def of_user(tx: Transaction, user_nid: int) -> list[MembershipRow]:
             row["event_nid"],
             row["pos"],
             row["forgotten"],
+            row["out_of_band"],
         )
         for row in await tx.fetch(query, user_nid)
     ]

@@ -39,6 +39,8 @@ class Outcome:
     """(index among the batch's keys, number of the event) of transactions that were answered before."""
     taken_aliases: frozenset[int]
     """Indexes, among the batch's new rooms, of those whose alias is another room's."""
+    redacted: tuple[tuple[int, int], ...]
+    """(number of an event that is redacted now, number of the redaction)."""
 
 
 class PersistConnection:
@@ -72,6 +74,7 @@ class PersistConnection:
             tuple((row["a"] - 1, row["b"]) for row in rows if row["kind"] == 2),
             tuple((row["a"] - 1, row["b"]) for row in rows if row["kind"] == 3),
             frozenset(row["a"] - 1 for row in rows if row["kind"] == 4),
+            tuple((row["a"], row["b"]) for row in rows if row["kind"] == 5),
         )
 
     async def reconnect(self) -> None:

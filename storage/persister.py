@@ -11,9 +11,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -23,23 +23,46 @@ from homeserver.protocol.auth_events import auth_state_keys
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId, RoomId
+from homeserver.protocol.redaction import redact_pdu
 from storage.database import CONNECTION_LOST, Database
 from storage.dictionaries import Dictionaries
-from storage.event_batch import EventBatch, NewEvent, NewRoom, TxnKey, redacted_by
+from storage.event_batch import (
+    LOCAL_FLAGS,
+    EventBatch,
+    NewEvent,
+    NewRoom,
+    StateChange,
+    TxnKey,
+    redacted_by,
+)
+from storage.event_codec import CODEC
+from storage.event_flags import EventFlag
 from storage.events import event_ids_of, stored_event_ids
 from storage.nids import NidBlocks
 from storage.persist_connection import RECONNECT_PAUSES_S, Outcome, PersistConnection
-from storage.room_heads import Needs, RoomHead, RoomHeads, RoomRef, StoredEvent
+from storage.placement import Placed
+from storage.room_heads import (
+    Needs,
+    NeedsCommit,
+    NeedsWork,
+    RoomHead,
+    RoomHeads,
+    RoomRef,
+    StoredEvent,
+)
+from storage.state_deltas import row_of
 from storage.stream import Stream, StreamEvent
 from storage.txn_ids import find_txn
 
 log = logging.getLogger(__name__)
 
-Decision: TypeAlias = Callable[[RoomHead], Sequence[Pdu]]
-"""What is to be added on top of a head: some events, each naming the one before it. Pure.
+Decision: TypeAlias = Callable[[RoomHead], Sequence[Pdu | Placed]]
+"""What is to be added to a head: events, each on top of the one before it, or with a place of its own. Pure.
 
 A current event of the head's state may be returned instead: it is there already, and its ID is the answer.
 """
+
+T = TypeVar("T")
 
 MAX_BATCH: Final = 300
 MAX_BATCH_EVENTS: Final = 1000
@@ -65,6 +88,7 @@ class _Item:
     decide: Decision
     key: TxnKey | None
     future: asyncio.Future[list[EventId]]
+    joining: bool = False
     rounds: int = 0
 
     @property
@@ -81,6 +105,7 @@ class _Wanted:
     keys: set[StateKey] = field(default_factory=set)
     atoms: set[str] = field(default_factory=set)
     types: set[str] = field(default_factory=set)
+    works: list[tuple[_Item, Callable[[], Awaitable[None]]]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -88,14 +113,10 @@ class _Decided:
     """What a decision came to, told once the batch has shown that its head is the room's newest."""
 
     item: _Item
-    pdus: Sequence[Pdu] = ()
+    event_ids: Sequence[EventId] = ()
+    """The answer."""
     events: Sequence[NewEvent] = ()
     error: Exception | None = None
-
-    @property
-    def event_ids(self) -> list[EventId]:
-        """The answer."""
-        return [pdu.event_id for pdu in self.pdus]
 
 
 @dataclass(slots=True)
@@ -116,10 +137,22 @@ class _RoomBatch:
 class _UnknownTexts(Exception):
     """Events name texts whose numbers are not in memory."""
 
-    def __init__(self, pdus: Iterable[Pdu]) -> None:
+    def __init__(self, additions: Iterable[Pdu | Placed]) -> None:
         super().__init__()
-        self.atoms = {text for pdu in pdus for text in (pdu.sender, pdu.state_key) if text is not None}
-        self.types = {pdu.type for pdu in pdus}
+        self.atoms: set[str] = set()
+        self.types: set[str] = set()
+        for addition in additions:
+            pdu, changes = (
+                (addition.pdu, addition.changes or {}) if isinstance(addition, Placed) else (addition, {})
+            )
+            self.atoms.add(pdu.sender)
+            self.types.add(pdu.type)
+            keys = [*changes] if pdu.state_key is None else [pdu.key, *changes]
+            for event_type, state_key in keys:
+                self.types.add(event_type)
+                self.atoms.add(state_key)
+                if event_type == "m.room.member":
+                    self.atoms.add(server_of_member(state_key))
 
 
 class Persister:
@@ -148,20 +181,41 @@ class Persister:
         self._work = asyncio.Event()
         self._txns: dict[TxnKey, asyncio.Future[list[EventId]]] = {}
         self._wanted: dict[object, _Wanted] = {}
+        self._unborn: dict[RoomId, RoomHead] = {}
+        """Heads of rooms that are being joined and have no live event, for whoever asks next."""
         self._tasks: asyncio.TaskGroup
         self._open: set[_Item] = set()
         self._closing = False
 
-    async def append(self, room_id: RoomId, decide: Decision, *, key: TxnKey | None = None) -> list[EventId]:
+    async def append(
+        self, room_id: RoomId, decide: Decision, *, key: TxnKey | None = None, joining: bool = False
+    ) -> list[EventId]:
         """Add to a room what `decide` makes of its head; returns the IDs of the events once they are durable.
 
-        With a key that was used before, the event that it made then. Raises what `decide` raises,
-        UnknownRoom, and Unavailable when too much waits or the database cannot be reached (the outcome is
-        then unknown).
+        With a key that was used before, the event that it made then. `joining`: the room may have no live
+        event yet, just the state at trunk(0). Raises what `decide` raises, UnknownRoom, and Unavailable when
+        too much waits or the database cannot be reached (the outcome is then unknown).
         """
         if key is not None and (running := self._txns.get(key)) is not None:
             return await asyncio.shield(running)
-        return await self._submit(room_id, decide, key)
+        return await self._submit(room_id, decide, key, joining=joining)
+
+    async def consider(self, room_id: RoomId, decide: Callable[[RoomHead], T]) -> T:
+        """What a pure function makes of a room's newest head, as far as this process knows; writes nothing.
+
+        Raises what `decide` raises, and UnknownRoom.
+        """
+        for _ in range(MAX_ROUNDS):
+            head = await self._heads.get(room_id)
+            if head is None:
+                raise UnknownRoom(room_id)
+            try:
+                return decide(head)
+            except Needs as needs:
+                head.learn(await self._heads.load_keys(head, needs.keys))
+            except NeedsWork as needs:
+                await needs.work()
+        raise Unavailable("the room is too busy; try again")
 
     async def create(self, new_room: NewRoom, decide: Decision) -> list[EventId]:
         """Make a room out of what `decide` builds on an empty head: all of it or nothing.
@@ -198,10 +252,12 @@ class Persister:
         """Decisions that are not answered yet."""
         return len(self._open)
 
-    async def _submit(self, target: RoomId | NewRoom, decide: Decision, key: TxnKey | None) -> list[EventId]:
+    async def _submit(
+        self, target: RoomId | NewRoom, decide: Decision, key: TxnKey | None, *, joining: bool = False
+    ) -> list[EventId]:
         if len(self._open) >= MAX_QUEUE or self._closing:
             raise Unavailable("the server is busy; try again")
-        item = _Item(target, decide, key, asyncio.get_running_loop().create_future())
+        item = _Item(target, decide, key, asyncio.get_running_loop().create_future(), joining)
         self._open.add(item)
         if key is not None:
             self._txns[key] = item.future
@@ -212,6 +268,8 @@ class Persister:
 
     def _finish(self, item: _Item, result: list[EventId] | BaseException) -> None:
         self._open.remove(item)
+        if item.joining and isinstance(item.target, str):
+            self._unborn.pop(item.target, None)
         if item.key is not None:
             del self._txns[item.key]
         if isinstance(result, BaseException):
@@ -245,6 +303,7 @@ class Persister:
     async def _write(self, items: list[_Item]) -> None:
         rooms: dict[object, _RoomBatch] = {}
         events = 0
+        first_of_next: list[_Item] = []
         for index, item in enumerate(items):
             if events >= MAX_BATCH_EVENTS:
                 self._queue.extendleft(reversed(items[index:]))
@@ -254,10 +313,15 @@ class Persister:
                 events += self._decide(item, rooms)
             except Needs as needs:
                 self._set_aside(item, keys=needs.keys)
+            except NeedsWork as needs:
+                self._set_aside(item, work=needs.work)
+            except NeedsCommit:
+                first_of_next.append(item)
             except _UnknownTexts as unknown:
                 self._set_aside(item, atoms=unknown.atoms, types=unknown.types)
             except Exception as error:
                 self._refuse(item, error)
+        self._requeue(first_of_next)
         rooms = {target: room for target, room in rooms.items() if room.decided}
         if rooms:
             await self._store(rooms)
@@ -274,14 +338,16 @@ class Persister:
                 base = RoomHead.of_new_room(RoomRef(self._nids.take(), RoomId(""), item.target.version))
             elif (cached := self._heads.cached(item.target)) is not None:
                 base = cached
+            elif item.joining and (unborn := self._unborn.get(item.target)) is not None:
+                base = unborn
             else:
                 raise Needs(())
             room = rooms[item.room] = _RoomBatch(base, base.overlay())
         try:
-            pdus = item.decide(room.head)
-            if len(pdus) > MAX_DECISION_EVENTS:
-                raise ValueError(f"{len(pdus)} events are too many for one decision")
-        except Needs:
+            additions = item.decide(room.head)
+            if len(additions) > MAX_DECISION_EVENTS:
+                raise ValueError(f"{len(additions)} events are too many for one decision")
+        except (Needs, NeedsWork, NeedsCommit):
             raise
         except Exception as error:
             if isinstance(item.target, NewRoom):
@@ -290,45 +356,143 @@ class Persister:
             return 0
         trial = room.head.overlay()
         events = []
-        for pdu in pdus:
-            if not trial.has(pdu):
-                event = self._new_event(trial, pdu)
-                if event is None:
-                    raise _UnknownTexts(pdus)
-                trial.add(pdu, event.nid)
-                events.append(event)
+        for addition in additions:
+            if isinstance(addition, Placed):
+                event = self._placed_event(trial, addition)
+            elif trial.has(addition):
+                continue
+            else:
+                event = self._new_event(trial, addition)
+            if event is None:
+                raise _UnknownTexts(additions)
+            events.append(event)
+        event_ids = [_pdu_of(addition).event_id for addition in additions]
         if isinstance(item.target, NewRoom):
             room.creator_nid = events[0].sender_nid
-            room.base.room = RoomRef(room.base.room.nid, pdus[0].room_id, item.target.version)
+            room.base.room = RoomRef(room.base.room.nid, events[0].pdu.room_id, item.target.version)
         room.head.absorb(trial)
-        room.decided.append(_Decided(item, pdus, events))
+        room.decided.append(_Decided(item, event_ids, events))
         return len(events)
 
     def _new_event(self, head: RoomHead, pdu: Pdu) -> NewEvent | None:
-        """The event with its numbers; None where a text of it has no number in memory."""
-        atoms, types = self._dictionaries.atoms, self._dictionaries.event_types
-        type_nid = types.known_nid(pdu.type)
-        sender_nid = atoms.known_nid(pdu.sender)
-        skey_nid = None if pdu.state_key is None else atoms.known_nid(pdu.state_key)
-        if type_nid is None or sender_nid is None or (skey_nid is None and pdu.state_key is not None):
+        """An event of a local user, put on top of a head; None where a text of it has no number in memory."""
+        numbers = self._numbers(pdu)
+        if numbers is None:
             return None
+        nid = self._nids.take()
         auth_nids, replaces = None, None
+        changes: tuple[StateChange, ...] = ()
+        rescinds_for = None
         if pdu.state_key is not None:
             replaces = head.stored(pdu.key)
             keys = auth_state_keys(head.version, pdu.type, pdu.sender, pdu.state_key, pdu.content)
             named = [stored for key in keys if (stored := head.stored(key)) is not None]
             auth_nids = tuple(stored.nid for stored in named if stored.pdu.event_id in pdu.auth_events)
+            change = self._change(pdu.key, StoredEvent(nid, pdu), replaces)
+            if change is None:
+                return None
+            changes = (change,)
+            if _rescinds(pdu, replaces):
+                rescinds_for = change.server_nid
+        prev_nids = head.prev_nids
+        head.add(pdu, nid)
         return NewEvent(
-            nid=self._nids.take(),
-            seq=head.seq + 1,
+            nid=nid,
+            seq=head.seq,
             pdu=pdu,
             canonical=canonical_json(pdu.json),
-            type_nid=type_nid,
-            sender_nid=sender_nid,
-            skey_nid=skey_nid,
+            type_nid=numbers[0],
+            sender_nid=numbers[1],
+            skey_nid=numbers[2],
             auth_nids=auth_nids,
+            changes=changes,
             replaces=replaces,
+            flags=LOCAL_FLAGS if head.extremities[-1].is_sole else LOCAL_FLAGS & ~EventFlag.SOLE,
+            prev_nids=prev_nids,
+            rescinds_for=rescinds_for,
         )
+
+    def _placed_event(self, head: RoomHead, placed: Placed) -> NewEvent | None:
+        """An event with a place of its own, put into a head; None where a text has no number in memory."""
+        pdu = placed.pdu
+        numbers = self._numbers(pdu)
+        if numbers is None:
+            return None
+        nid = placed.nid
+        replaces = None if pdu.state_key is None or not placed.is_live else head.stored(pdu.key)
+        wanted = placed.changes
+        if wanted is None:
+            wanted = {} if pdu.state_key is None or not placed.is_live else {pdu.key: StoredEvent(nid, pdu)}
+        changes = []
+        for key, stored in wanted.items():
+            change = self._change(key, stored, head.stored(key))
+            if change is None:
+                return None
+            changes.append(change)
+        flags = placed.flags | CODEC
+        if placed.is_live:
+            covers = set(head.prev_events) if placed.covers is None else placed.covers
+            head.put(pdu, nid, wanted, covers, is_extremity=placed.is_extremity)
+            if placed.is_extremity and head.extremities[-1].is_sole:
+                flags |= EventFlag.SOLE
+            if pdu.state_key is None:
+                by_itself = not wanted
+            else:
+                stored = wanted.get(pdu.key)
+                by_itself = len(wanted) == 1 and stored is not None and stored.nid == nid
+            if not by_itself:
+                flags |= EventFlag.RESOLVED
+        delta, state_ver, state_delta = None, None, None
+        if (state := placed.state) is not None:
+            delta = row_of(state, self._nids.take(), head.room.nid)
+            state_ver, state_delta = state.ver, state.over_id if delta is None else delta.id
+        return NewEvent(
+            nid=nid,
+            seq=head.seq if placed.is_live else None,
+            pdu=pdu,
+            canonical=canonical_json(pdu.json),
+            type_nid=numbers[0],
+            sender_nid=numbers[1],
+            skey_nid=numbers[2],
+            auth_nids=placed.auth_nids if pdu.state_key is not None else None,
+            changes=tuple(changes),
+            replaces=replaces,
+            flags=flags,
+            prev_nids=placed.prev_nids,
+            state_ver=state_ver,
+            state_delta=state_delta,
+            delta=delta,
+            is_promoted=placed.is_promoted,
+            is_own=False,
+            missing=placed.missing,
+            fills_gap=placed.fills_gap,
+            redacts_others=placed.redacts_others,
+        )
+
+    def _numbers(self, pdu: Pdu) -> tuple[int, int, int | None] | None:
+        """The numbers of an event's type, sender and state key; None where one is not in memory."""
+        atoms = self._dictionaries.atoms
+        type_nid = self._dictionaries.event_types.known_nid(pdu.type)
+        sender_nid = atoms.known_nid(pdu.sender)
+        skey_nid = None if pdu.state_key is None else atoms.known_nid(pdu.state_key)
+        if type_nid is None or sender_nid is None or (skey_nid is None and pdu.state_key is not None):
+            return None
+        return type_nid, sender_nid, skey_nid
+
+    def _change(
+        self, key: StateKey, now: StoredEvent | None, before: StoredEvent | None
+    ) -> StateChange | None:
+        """A change of the state with its numbers; None where one is not in memory."""
+        event_type, state_key = key
+        atoms = self._dictionaries.atoms
+        type_nid = self._dictionaries.event_types.known_nid(event_type)
+        skey_nid = atoms.known_nid(state_key)
+        server_nid: int | None = 0
+        if event_type == "m.room.member":
+            server_nid = atoms.known_nid(server_of_member(state_key))
+        if type_nid is None or skey_nid is None or server_nid is None:
+            return None
+        return StateChange((type_nid, skey_nid), key, now, before, server_nid)
 
     def _refuse(self, item: _Item, error: Exception) -> None:
         """A decision that fails fails only its own request; but its lost first try may have succeeded."""
@@ -355,12 +519,16 @@ class Persister:
         keys: Iterable[StateKey] = (),
         atoms: Iterable[str] = (),
         types: Iterable[str] = (),
+        work: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         wanted = self._wanted.get(item.room)
         if wanted is None:
             wanted = self._wanted[item.room] = _Wanted()
             self._tasks.create_task(self._load(item.room))
-        wanted.items.append(item)
+        if work is not None:
+            wanted.works.append((item, work))
+        else:
+            wanted.items.append(item)
         wanted.keys.update(keys)
         wanted.atoms.update(atoms)
         wanted.types.update(types)
@@ -368,22 +536,39 @@ class Persister:
     async def _load(self, room: object) -> None:
         """Load what decisions on a room wait for, then ask them again."""
         wanted = self._wanted.pop(room)
+        for item, work in wanted.works:
+            self._tasks.create_task(self._do_work(item, work))
         try:
             if wanted.atoms:
                 await self._dictionaries.atoms.nids(wanted.atoms)
             if wanted.types:
                 await self._dictionaries.event_types.nids(wanted.types)
-            if isinstance(room, str):
-                head = await self._heads.get(RoomId(room))
-                if head is None:
-                    raise UnknownRoom(room)
-                if wanted.keys:
-                    head.learn(await self._heads.load_keys(head, wanted.keys))
+            if isinstance(room, str) and wanted.items:
+                await self._load_head(RoomId(room), wanted)
         except Exception as error:
             for item in wanted.items:
                 self._refuse(item, error)
         else:
             self._requeue(wanted.items)
+
+    async def _load_head(self, room_id: RoomId, wanted: _Wanted) -> None:
+        head = await self._heads.get(room_id)
+        if head is None and any(item.joining for item in wanted.items):
+            head = self._unborn.get(room_id) or await self._heads.load_unborn(room_id)
+            if head is not None and head.seq == 0:
+                self._unborn[room_id] = head
+        if head is None:
+            raise UnknownRoom(room_id)
+        if wanted.keys:
+            head.learn(await self._heads.load_keys(head, wanted.keys))
+
+    async def _do_work(self, item: _Item, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as error:
+            self._refuse(item, error)
+        else:
+            self._requeue([item])
 
     # -- from events to rows
 
@@ -416,7 +601,7 @@ class Persister:
         for room in rooms.values():
             for decided in room.decided:
                 if decided.error is None:
-                    self._finish(decided.item, decided.event_ids)
+                    self._finish(decided.item, list(decided.event_ids))
                 else:
                     self._refuse(decided.item, decided.error)
 
@@ -431,6 +616,9 @@ class Persister:
                 new_rooms.append(first_item)
             else:
                 batch.add_room(room.base.room, room.base.seq)
+            if room.base.names_extremities or room.head.names_extremities:
+                named = room.head.extremities if room.head.names_extremities else ()
+                batch.add_extremities(room.base.room, [extremity.nid for extremity in named])
             for decided in room.decided:
                 for event in decided.events:
                     batch.add_event(room.base.room, event)
@@ -443,6 +631,8 @@ class Persister:
     ) -> list[StreamEvent]:
         """Advance the heads of the rooms that were stored; the others leave `rooms` and are asked again."""
         sent = {batch.keys[index]: nid for index, nid in outcome.known_txns}
+        redacted = {target for target, _ in outcome.redacted}
+        redacting = {by_nid for _, by_nid in outcome.redacted}
         moved = outcome.moved_rooms | {batch.events[index][0].nid for index, _ in outcome.known_events}
         for target, room in list(rooms.items()):
             if room.base.room.nid in moved or (sent and any(item.key in sent for item in room.items)):
@@ -450,7 +640,8 @@ class Persister:
                 self._ask_again(room, sent, moved=room.base.room.nid in moved)
             else:
                 room.base.absorb(room.head)
-                if any(redacted_by(event.pdu) for decided in room.decided for event in decided.events):
+                events = [event for decided in room.decided for event in decided.events]
+                if any(redacted_by(event.pdu) or event.nid in redacted for event in events):
                     self._heads.forget(room.base.room.room_id)  # it may hold the content that is gone now
                 else:
                     self._heads.keep(room.base)
@@ -461,16 +652,14 @@ class Persister:
             for decided in room.decided
             if decided.item.key is not None and decided.events
         }
-        stored = [(room_ref, event) for room_ref, event in batch.events if room_ref.nid in kept]
+        stored = [
+            (room_ref, event)
+            for room_ref, event in batch.events
+            if room_ref.nid in kept and event.seq is not None
+        ]
         return [
-            StreamEvent(
-                pos=outcome.first_pos + index,
-                room=room_ref,
-                seq=event.seq,
-                stored=StoredEvent(event.nid, event.pdu),
-                replaces=event.replaces,
-                size_bytes=len(event.canonical),
-                key=keys.get(event.nid),
+            _stream_event(
+                outcome.first_pos + index, room_ref, event, keys.get(event.nid), redacted, redacting
             )
             for index, (room_ref, event) in enumerate(stored)
         ]
@@ -479,6 +668,7 @@ class Persister:
         """A room was left out: answer its repeated transactions, and ask its other decisions again."""
         others = [item for item in room.items if item.key not in sent]
         if moved:
+            self._unborn.pop(room.base.room.room_id, None)
             self._heads.forget(room.base.room.room_id)
             self._requeue(others)
         elif others:
@@ -547,7 +737,51 @@ class Persister:
         again = []
         for decided in entries:
             if decided.events and decided.events[-1].pdu.event_id in stored:
-                self._finish(decided.item, decided.event_ids)
+                self._finish(decided.item, list(decided.event_ids))
             else:
                 again.append(decided.item)
         self._requeue(again)
+
+
+def server_of_member(state_key: str) -> str:
+    """The server name in the state key of a member event; empty where there is none."""
+    return state_key.partition(":")[2]
+
+
+def _rescinds(pdu: Pdu, replaces: StoredEvent | None) -> bool:
+    """Whether an event takes back the invite, or refuses the knock, of a user of another server."""
+    return (
+        pdu.type == "m.room.member"
+        and pdu.membership in ("leave", "ban")
+        and replaces is not None
+        and replaces.pdu.membership in ("invite", "knock")
+        and server_of_member(pdu.state_key or "") != server_of_member(pdu.sender)
+    )
+
+
+def _pdu_of(addition: Pdu | Placed) -> Pdu:
+    return addition.pdu if isinstance(addition, Placed) else addition
+
+
+def _stream_event(
+    pos: int,
+    room: RoomRef,
+    event: NewEvent,
+    key: TxnKey | None,
+    redacted: Collection[int],
+    redacting: Collection[int],
+) -> StreamEvent:
+    assert event.seq is not None
+    pdu = redact_pdu(room.version, event.pdu) if event.nid in redacted else event.pdu
+    return StreamEvent(
+        pos=pos,
+        room=room,
+        seq=event.seq,
+        stored=StoredEvent(event.nid, pdu),
+        replaces=event.replaces,
+        size_bytes=len(event.canonical),
+        flags=event.flags,
+        changes=event.changes,
+        redacts=redacted_by(event.pdu) if event.nid in redacting else None,
+        key=key,
+    )

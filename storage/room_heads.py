@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
 
 from homeserver.protocol.event_hashes import decode_event_id
-from homeserver.protocol.events import Pdu, StateKey, stored_pdu
+from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu, StateKey, stored_pdu
 from homeserver.protocol.identifiers import EventId, RoomId
 from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import RoomVersion, room_version
@@ -55,6 +55,9 @@ class Extremity:
     nid: int
     event_id: EventId
     depth: int
+    seq: int
+    is_sole: bool = True
+    """Whether it was the only one when it came: the state after it is trunk(seq)."""
 
 
 class Needs(Exception):
@@ -65,6 +68,18 @@ class Needs(Exception):
         self.keys = frozenset(keys)
 
 
+class NeedsWork(Exception):
+    """A decision needs what has to be read or computed first: await `work`, then ask again."""
+
+    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self.work = work
+
+
+class NeedsCommit(Exception):
+    """A decision needs a head that is committed, with nothing on top: ask it first in the next batch."""
+
+
 class RoomHead:
     """The current state and the forward extremities of a room at one room_seq.
 
@@ -72,7 +87,7 @@ class RoomHead:
     raises Needs. A head over another one holds only what it adds.
     """
 
-    __slots__ = ("_below", "_complete", "_state", "extremities", "room", "seq")
+    __slots__ = ("_below", "_complete", "_state", "extremities", "room", "seq", "state_ver")
 
     def __init__(
         self,
@@ -80,12 +95,15 @@ class RoomHead:
         seq: int,
         extremities: tuple[Extremity, ...],
         *,
+        state_ver: int = 0,
         state: dict[StateKey, StoredEvent | None] | None = None,
         complete: bool = False,
         below: RoomHead | None = None,
     ) -> None:
         self.room = room
         self.seq = seq
+        self.state_ver = state_ver
+        """The room_seq that changed the state last: the state is trunk(state_ver), and trunk(seq)."""
         self.extremities = extremities
         self._state = {} if state is None else state
         self._complete = complete
@@ -104,7 +122,38 @@ class RoomHead:
     @property
     def prev_events(self) -> tuple[EventId, ...]:
         """The prev_events of the next event."""
-        return tuple(extremity.event_id for extremity in self.extremities)
+        return tuple(extremity.event_id for extremity in self._joined)
+
+    @property
+    def prev_nids(self) -> tuple[int, ...] | None:
+        """The numbers of the next event's prev_events; None for exactly the event at `seq`."""
+        joined = self._joined
+        if len(joined) == 1 and joined[0].seq == self.seq:
+            return None
+        return tuple(extremity.nid for extremity in joined)
+
+    @property
+    def _joined(self) -> tuple[Extremity, ...]:
+        """The extremities that the next event brings together: all, or the deepest that it may name."""
+        if len(self.extremities) <= MAX_PREV_EVENTS:
+            return self.extremities
+        by_depth = sorted(self.extremities, key=lambda extremity: (extremity.depth, extremity.nid))
+        return tuple(by_depth[-MAX_PREV_EVENTS:])
+
+    @property
+    def names_extremities(self) -> bool:
+        """Whether the extremities have to be stored: they are other than just the event at `seq`."""
+        return len(self.extremities) != 1 or self.extremities[0].seq != self.seq
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether nothing lies on top of what is committed."""
+        head: RoomHead | None = self
+        while head is not None and head._below is not None:
+            if head.seq != head._below.seq:
+                return False
+            head = head._below
+        return True
 
     @property
     def next_depth(self) -> int:
@@ -158,18 +207,36 @@ class RoomHead:
 
     def overlay(self) -> RoomHead:
         """A head over this one, to be changed without touching it."""
-        return RoomHead(self.room, self.seq, self.extremities, below=self)
+        return RoomHead(self.room, self.seq, self.extremities, state_ver=self.state_ver, below=self)
 
     def add(self, pdu: Pdu, nid: int = 0) -> None:
-        """Put one more event on top, which names all extremities as its prev_events."""
+        """Put one more event on top, which names the extremities as its prev_events."""
+        changes = {} if pdu.state_key is None else {pdu.key: StoredEvent(nid, pdu)}
+        self.put(pdu, nid, changes, set(self.prev_events))
+
+    def put(
+        self,
+        pdu: Pdu,
+        nid: int,
+        changes: Mapping[StateKey, StoredEvent | None],
+        covers: Collection[EventId],
+        *,
+        is_extremity: bool = True,
+    ) -> None:
+        """Put one more live event into the room, which changes the state and takes extremities away."""
         self.seq += 1
-        self.extremities = (Extremity(nid, pdu.event_id, pdu.depth),)
-        if pdu.state_key is not None:
-            self._state[pdu.key] = StoredEvent(nid, pdu)
+        if changes:
+            self.state_ver = self.seq
+            self._state.update(changes)
+        left = tuple(extremity for extremity in self.extremities if extremity.event_id not in covers)
+        if is_extremity:
+            left = (*left, Extremity(nid, pdu.event_id, pdu.depth, self.seq, is_sole=not left))
+        self.extremities = left
 
     def absorb(self, overlay: RoomHead) -> None:
         """Take over what an overlay has added, now that it is stored."""
         self.seq = overlay.seq
+        self.state_ver = overlay.state_ver
         self.extremities = overlay.extremities
         self._state |= overlay._state
 
@@ -230,7 +297,7 @@ class RoomHeads:
         return self.cached(room_id) or await self.load(room_id)
 
     async def load(self, room_id: RoomId) -> RoomHead | None:
-        """Read the head of a room from the database and remember it; None for an unknown room.
+        """Read the head of a room from the database and remember it; None for a room without live events.
 
         Where a head was kept meanwhile, that one: it is as new or newer. What was forgotten meanwhile is not
         remembered, since it may be what was read.
@@ -238,12 +305,21 @@ class RoomHeads:
         token = self._loading.setdefault(room_id, object())
         try:
             head = await self._read(room_id)
-            if head is not None and self._loading.get(room_id) is token:
+            if head is not None and head.seq > 0 and self._loading.get(room_id) is token:
                 self.keep(head)
         finally:
             if self._loading.get(room_id) is token:
                 del self._loading[room_id]
+        if head is not None and head.seq == 0:
+            head = None
         return self._heads.get(room_id) or head
+
+    async def load_unborn(self, room_id: RoomId) -> RoomHead | None:
+        """The head of a room that is being joined: it may have no live event yet, only the state at trunk(0).
+
+        Never remembered. None for a room that is not known at all.
+        """
+        return self.cached(room_id) or await self._read(room_id)
 
     async def _read(self, room_id: RoomId) -> RoomHead | None:
         async with (
@@ -255,27 +331,38 @@ class RoomHeads:
                 return None
             extremities = await tx.fetch(
                 """
-                SELECT nid, event_id, depth FROM events
-                WHERE nid IN (SELECT event_nid FROM room_ext WHERE room_nid = $1)
+                SELECT room_seq, nid, event_id, depth, flags FROM events
+                WHERE nid IN (SELECT event_nid FROM room_ext WHERE room_nid = $1) ORDER BY room_seq
                 """,
                 room["nid"],
             )
             newest = await tx.fetchrow(
                 """
-                SELECT room_seq, nid, event_id, depth FROM events
+                SELECT room_seq, nid, event_id, depth, flags FROM events
                 WHERE room_nid = $1 AND room_seq IS NOT NULL ORDER BY room_seq DESC, sub DESC LIMIT 1
                 """,
                 room["nid"],
             )
+            state_ver = await tx.fetchval(
+                "SELECT coalesce(max(ver), 0) FROM room_state_log WHERE room_nid = $1", room["nid"]
+            )
+        ref = RoomRef(room["nid"], room_id, room_version(room["version"]))
         if newest is None:
-            return None
+            return RoomHead(ref, 0, (), state_ver=state_ver)
         head = RoomHead(
-            RoomRef(room["nid"], room_id, room_version(room["version"])),
+            ref,
             newest["room_seq"],
             tuple(
-                Extremity(row["nid"], decode_event_id(row["event_id"]), row["depth"])
+                Extremity(
+                    row["nid"],
+                    decode_event_id(row["event_id"]),
+                    row["depth"],
+                    row["room_seq"],
+                    is_sole=bool(row["flags"] & EventFlag.SOLE),
+                )
                 for row in (extremities or [newest])
             ),
+            state_ver=state_ver,
         )
         head.learn(await self.load_keys(head, FIRST_KEYS))
         return head

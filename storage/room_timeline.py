@@ -72,6 +72,11 @@ class TimelineRow(NamedTuple):
         return bool(self.flags & _REDACTED)
 
     @property
+    def has_state_before(self) -> bool:
+        """Whether the state before the event is known: of outliers it is not."""
+        return self.seq > 0 or self.state_ver is not None
+
+    @property
     def is_live(self) -> bool:
         """Whether anyone may see the event: it has a place in the timeline, and is no hidden marker."""
         return self.seq > 0 and not self.flags & _SHOWN_TO_NOBODY

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isqrt
-from typing import Final
+from typing import Final, NamedTuple
 
 from storage.database import Transaction
 from storage.packed_state import Key, PackedState, StateEntries
@@ -65,42 +65,62 @@ async def load(tx: Transaction, delta_ids: Iterable[int]) -> dict[int, Delta]:
     }
 
 
-async def store(
-    tx: Transaction,
-    new_id: int,
-    room_nid: int,
-    base_ver: int,
-    differences: StateEntries,
-    over: int | None = None,
-) -> int:
-    """Store the state "trunk(base_ver), then the delta `over`, then `differences`"; returns the delta's ID.
+@dataclass(frozen=True, slots=True)
+class ForkState:
+    """A state off the trunk: trunk(ver), then a stored delta if there is one, then `own`."""
 
-    `new_id` is the number for a new row; an equal delta that is stored already keeps its own. `over` is a
-    delta over the same base_ver.
-    """
-    parent, entries = None, differences
-    if over is not None:
-        below = (await load(tx, [over]))[over]
-        assert below.base_ver == base_ver
-        parent, entries = _layer(over, below, differences)
+    ver: int
+    own: StateEntries = field(default_factory=dict)
+    over_id: int | None = None
+    """The stored delta that lies below `own`."""
+    over: Delta | None = None
+
+    def differences(self) -> StateEntries:
+        """All that is other than in trunk(ver), removed keys included."""
+        return self.own if self.over is None else self.over.entries() | self.own
+
+    def after(self, key: Key, event_nid: int) -> ForkState:
+        """The state after a state event whose state before this is."""
+        return replace(self, own=self.own | {key: event_nid})
+
+
+class DeltaRow(NamedTuple):
+    """A row of the table."""
+
+    id: int
+    room_nid: int
+    base_ver: int
+    parent: int | None
+    hash: bytes
+    entries: bytes
+
+
+def row_of(state: ForkState, new_id: int, room_nid: int) -> DeltaRow | None:
+    """The row that a state needs, under a new number; None where it is trunk(ver) or stored already."""
+    if not state.own:
+        return None
+    parent, entries = None, state.own
+    if state.over_id is not None:
+        assert state.over is not None and state.over.base_ver == state.ver
+        parent, entries = _layer(state.over_id, state.over, state.own)
     packed = PackedState.of(entries)
-    identity = sha256(_IDENTITY.pack(room_nid, base_ver, parent or 0) + packed.data).digest()
+    identity = sha256(_IDENTITY.pack(room_nid, state.ver, parent or 0) + packed.data).digest()
+    return DeltaRow(new_id, room_nid, state.ver, parent, identity, packed.compressed)
+
+
+async def store(tx: Transaction, row: DeltaRow) -> int:
+    """Store a row and return its number; an equal delta that is stored already keeps its own."""
     inserted = await tx.fetchval(
         """
         INSERT INTO state_delta (id, room_nid, base_ver, parent, hash, entries)
         VALUES ($1, $2, $3, $4, $5, $6)
         ON CONFLICT (hash) DO NOTHING RETURNING id
         """,
-        new_id,
-        room_nid,
-        base_ver,
-        parent,
-        identity,
-        packed.compressed,
+        *row,
     )
     if inserted is not None:
         return int(inserted)
-    return int(await tx.fetchval("SELECT id FROM state_delta WHERE hash = $1", identity))
+    return int(await tx.fetchval("SELECT id FROM state_delta WHERE hash = $1", row.hash))
 
 
 def _layer(over: int, below: Delta, differences: StateEntries) -> tuple[int | None, StateEntries]:

@@ -11,14 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from homeserver.protocol.identifiers import RoomId
-from homeserver.protocol.room_versions import room_version
-from storage.database import Database
-from storage.event_batch import TxnKey
+import asyncpg
+
+from homeserver.protocol.identifiers import EventId, RoomId, UserId
+from homeserver.protocol.room_versions import ROOM_VERSIONS, room_version
+from storage.database import Database, Transaction
+from storage.event_batch import StateChange, TxnKey, redacted_by
 from storage.event_flags import EventFlag
+from storage.memberships import Membership
 from storage.room_heads import RoomRef, StoredEvent, stored_event
 
 READ_AT_ONCE: Final = 500
+
+EVENT: Final = 1
+OUT_OF_BAND: Final = 6
+"""Kinds of changes: values of stream.kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +40,48 @@ class StreamEvent:
     """The event that was current for its key before."""
     size_bytes: int
     """The size of the event in canonical JSON; of one that another process wrote, an estimate."""
+    flags: int = 0
+    """Bits of EventFlag."""
+    changes: tuple[StateChange, ...] = ()
+    """How the room's current state changed with it: mostly by itself alone, if it is a state event."""
+    redacts: EventId | None = None
+    """The event whose content it takes away."""
     key: TxnKey | None = None
     """The transaction that made it, when this process knows."""
-    after_gap: bool = False
-    """Whether events before this one were never received."""
+
+    @property
+    def after_gap(self) -> bool:
+        """Whether events before this one were never received."""
+        return bool(self.flags & EventFlag.GAP)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is what events mostly are: it changes the state by itself, if it is a state event."""
+        return not self.flags & (EventFlag.HIDDEN | EventFlag.RESOLVED)
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is only a marker of a change of state, which nobody sees."""
+        return bool(self.flags & EventFlag.HIDDEN)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMembership:
+    """A user of this server has become something in a room that this server is not in."""
+
+    pos: int
+    room: RoomRef
+    user_id: UserId
+    user_nid: int
+    membership: Membership
+    event_nid: int
 
 
 Listener: TypeAlias = Callable[[Sequence[StreamEvent]], None]
 """Is told of events in the order of their positions; must not fail, and must not wait."""
+
+MembershipListener: TypeAlias = Callable[[StreamMembership], None]
+"""Is told of memberships, each in its place among the events; must not fail, and must not wait."""
 
 
 class Stream:
@@ -49,6 +90,7 @@ class Stream:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._listeners: list[Listener] = []
+        self._membership_listeners: list[MembershipListener] = []
         self._lock = asyncio.Lock()
         self.position = 0
         """Every change up to here has reached the listeners."""
@@ -61,6 +103,10 @@ class Stream:
     def listen(self, listener: Listener) -> None:
         """Tell a listener of every event from now on."""
         self._listeners.append(listener)
+
+    def listen_memberships(self, listener: MembershipListener) -> None:
+        """Tell a listener of every membership in rooms that this server is not in, from now on."""
+        self._membership_listeners.append(listener)
 
     async def publish(self, first: int, last: int, events: Sequence[StreamEvent]) -> None:
         """Tell of what this process has just committed at positions `first` to `last`."""
@@ -83,49 +129,110 @@ class Stream:
             async with self._database.connection() as tx:
                 rows = await tx.fetch(
                     """
-                    SELECT pos, stream.room_nid, stream.room_seq, rooms.room_id, rooms.version,
-                           events.nid, events.event_id, events.flags, events.json,
-                           replaced.event_nid AS replaced_nid
+                    SELECT pos, kind, stream.room_nid, stream.room_seq, stream.user_nid, rooms.room_id,
+                           rooms.version, events.type_nid, events.skey_nid, events.nid, event_id,
+                           events.flags, json
                     FROM stream
                     JOIN events ON events.nid = stream.ref
                     JOIN rooms ON rooms.nid = stream.room_nid
-                    LEFT JOIN LATERAL (
-                        SELECT log.event_nid FROM room_state_log AS log
-                        WHERE log.room_nid = stream.room_nid AND log.type_nid = events.type_nid
-                          AND log.skey_nid = events.skey_nid AND log.ver < stream.room_seq
-                        ORDER BY log.ver DESC LIMIT 1
-                    ) AS replaced ON true
-                    WHERE kind = 1 AND pos > $1 AND pos <= $2 ORDER BY pos LIMIT $3
+                    WHERE kind = ANY($4::smallint[]) AND pos > $1 AND pos <= $2 ORDER BY pos LIMIT $3
                     """,
                     self.position,
                     last,
                     READ_AT_ONCE,
+                    [EVENT, OUT_OF_BAND],
                 )
-                replaced = await tx.fetch(
-                    "SELECT nid, event_id, flags, json FROM events WHERE nid = ANY($1::bigint[])",
-                    [row["replaced_nid"] for row in rows if row["replaced_nid"]],
-                )
-            replaced_by_nid = {row["nid"]: row for row in replaced}
-            events = []
+                changes = await self._changes(tx, [row for row in rows if row["kind"] == EVENT])
+            events: list[StreamEvent] = []
             for row in rows:
-                room = RoomRef(row["room_nid"], RoomId(row["room_id"]), room_version(row["version"]))
-                before = replaced_by_nid.get(row["replaced_nid"])
-                if not row["flags"] & EventFlag.HIDDEN:
-                    events.append(
-                        StreamEvent(
-                            pos=row["pos"],
-                            room=room,
-                            seq=row["room_seq"],
-                            stored=stored_event(room, row),
-                            replaces=None if before is None else stored_event(room, before),
-                            size_bytes=2 * len(row["json"]),
-                            after_gap=bool(row["flags"] & EventFlag.GAP),
-                        )
+                if row["kind"] == OUT_OF_BAND:
+                    self._tell(events)
+                    events = []
+                    self._tell_membership(row)
+                    continue
+                room = _room_of(row)
+                stored = stored_event(room, row)
+                changed = changes.get((room.nid, row["room_seq"]), ())
+                own = [change for change in changed if change.key == (row["type_nid"], row["skey_nid"])]
+                events.append(
+                    StreamEvent(
+                        pos=row["pos"],
+                        room=room,
+                        seq=row["room_seq"],
+                        stored=stored,
+                        replaces=own[0].before if own else None,
+                        size_bytes=2 * len(row["json"]),
+                        flags=row["flags"],
+                        changes=tuple(changed),
+                        redacts=redacted_by(stored.pdu),
                     )
+                )
             self._tell(events)
             self.position = rows[-1]["pos"] if len(rows) == READ_AT_ONCE else last
+
+    async def _changes(
+        self, tx: Transaction, rows: Sequence[asyncpg.Record]
+    ) -> dict[tuple[int, int], list[StateChange]]:
+        """How the state of rooms changed with some events: by (room, room_seq)."""
+        log = await tx.fetch(
+            """
+            SELECT log.room_nid, log.ver, log.type_nid, log.skey_nid, log.event_nid,
+                   event_types.name, atoms.s, older.event_nid AS before_nid
+            FROM unnest($1::bigint[], $2::bigint[]) AS event(room_nid, seq)
+            JOIN room_state_log AS log ON log.room_nid = event.room_nid AND log.ver = event.seq
+            JOIN event_types ON event_types.nid = log.type_nid
+            JOIN atoms ON atoms.nid = log.skey_nid
+            LEFT JOIN LATERAL (
+                SELECT event_nid FROM room_state_log AS earlier
+                WHERE earlier.room_nid = log.room_nid AND earlier.type_nid = log.type_nid
+                  AND earlier.skey_nid = log.skey_nid AND earlier.ver < log.ver
+                ORDER BY earlier.ver DESC LIMIT 1
+            ) AS older ON true
+            """,
+            [row["room_nid"] for row in rows],
+            [row["room_seq"] for row in rows],
+        )
+        rooms = {row["room_nid"]: _room_of(row) for row in rows}
+        room_of = {nid: row["room_nid"] for row in log for nid in (row["event_nid"], row["before_nid"])}
+        found = await tx.fetch(
+            "SELECT nid, event_id, flags, json FROM events WHERE nid = ANY($1::bigint[])",
+            [nid for nid in room_of if nid],
+        )
+        by_nid = {row["nid"]: stored_event(rooms[room_of[row["nid"]]], row) for row in found}
+        changes: dict[tuple[int, int], list[StateChange]] = {}
+        for row in log:
+            name = (row["name"].decode(), row["s"].decode())
+            changes.setdefault((row["room_nid"], row["ver"]), []).append(
+                StateChange(
+                    (row["type_nid"], row["skey_nid"]),
+                    name,
+                    by_nid.get(row["event_nid"]),
+                    by_nid.get(row["before_nid"]),
+                )
+            )
+        return changes
 
     def _tell(self, events: Sequence[StreamEvent]) -> None:
         if events:
             for listener in self._listeners:
                 listener(events)
+
+    def _tell_membership(self, row: asyncpg.Record) -> None:
+        if row["version"] not in ROOM_VERSIONS:
+            return
+        room = _room_of(row)
+        pdu = stored_event(room, row).pdu
+        change = StreamMembership(
+            row["pos"],
+            room,
+            UserId(pdu.key[1]),
+            row["user_nid"],
+            Membership.of(pdu.membership),
+            row["nid"],
+        )
+        for listener in self._membership_listeners:
+            listener(change)
+
+
+def _room_of(row: asyncpg.Record) -> RoomRef:
+    return RoomRef(row["room_nid"], RoomId(row["room_id"]), room_version(row["version"]))

@@ -46,6 +46,15 @@ class StateQuestion(NamedTuple):
     state_key: str
 
 
+class StateNumber(NamedTuple):
+    """A key of a room's state at a version, in numbers."""
+
+    room_nid: int
+    ver: int
+    type_nid: int
+    skey_nid: int
+
+
 async def seqs_at(tx: Transaction, positions: Sequence[tuple[int, int]]) -> list[int]:
     """For each (room, stream position): the greatest room_seq at or before it, 0 where there is none."""
     rows = await tx.fetch(
@@ -275,6 +284,29 @@ async def current_events(tx: Transaction, questions: Iterable[StateQuestion]) ->
         [question.state_key.encode() for question in by_number],
     )
     return {by_number[row[0] - 1]: row[1] for row in rows if row[1] != REMOVED}
+
+
+async def events_of_keys(tx: Transaction, questions: Iterable[StateNumber]) -> dict[StateNumber, int]:
+    """As `current_events`, for keys in numbers; 0 for one that was removed."""
+    by_number = list(questions)
+    rows = await tx.fetch(
+        """
+        SELECT key.i, newest.event_nid
+        FROM unnest($1::bigint[], $2::bigint[], $3::int[], $4::bigint[]) WITH ORDINALITY
+             AS key(room_nid, ver, type_nid, skey_nid, i)
+        CROSS JOIN LATERAL (
+            SELECT event_nid FROM room_state_log AS log
+            WHERE log.room_nid = key.room_nid AND log.type_nid = key.type_nid AND log.skey_nid = key.skey_nid
+              AND log.ver <= key.ver
+            ORDER BY log.ver DESC LIMIT 1
+        ) AS newest
+        """,
+        [question.room_nid for question in by_number],
+        [question.ver for question in by_number],
+        [question.type_nid for question in by_number],
+        [question.skey_nid for question in by_number],
+    )
+    return {by_number[row[0] - 1]: row[1] for row in rows}
 
 
 async def type_names(tx: Transaction, type_nids: Iterable[int]) -> dict[int, str]:

@@ -11,7 +11,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final
 
 from homeserver.errors import Unavailable
@@ -20,9 +20,11 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.services.single_flight import SingleFlight
 from storage import memberships
 from storage.database import Database
+from storage.dictionaries import MEMBER_TYPE_NID
+from storage.event_batch import StateChange
 from storage.memberships import Membership
 from storage.room_heads import RoomRef
-from storage.stream import Stream, StreamEvent
+from storage.stream import Stream, StreamEvent, StreamMembership
 
 MAX_USER_ROOMS: Final = 500_000
 """Of (user, room): so many are kept in memory, and those of users whom requests follow."""
@@ -43,6 +45,8 @@ class UserRoom:
     forgotten: bool = False
     since: int | None = None
     """Where the membership became what it is; None when that is not known: at or before `pos`."""
+    out_of_band: bool = False
+    """Whether this server was not in the room then: no event of the room's own tells of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,13 +61,45 @@ class LocalUser:
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
     followers: int = 0
     """How many requests are being answered for the user."""
+    outside: dict[int, UserRoom] = field(default_factory=dict)
+    """Those of the rooms of which only out-of-band memberships tell, the newest changes last."""
+
+    def set_room(self, user_room: UserRoom) -> None:
+        """Take over what the user is in a room now, after all other changes."""
+        self.rooms[user_room.room.nid] = user_room
+        self.outside.pop(user_room.room.nid, None)
+        if user_room.out_of_band:
+            self.outside[user_room.room.nid] = user_room
+
+    def outside_after(self, pos: int) -> list[UserRoom]:
+        """The rooms whose out-of-band membership changed after a position."""
+        return list(takewhile(lambda user_room: user_room.pos > pos, reversed(self.outside.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChange:
+    """A user's membership of a room became another one."""
+
+    room: RoomRef
+    membership: Membership
+    pos: int
+    event_nid: int
+    """0 for whom a state resolution took out of the room."""
+    out_of_band: bool = False
+
+    @classmethod
+    def of(cls, event: StreamEvent, change: StateChange) -> MemberChange:
+        """What an event of the stream changed."""
+        if change.now is None:
+            return cls(event.room, Membership.LEAVE, event.pos, 0)
+        return cls(event.room, Membership.of(change.now.pdu.membership), event.pos, change.now.nid)
 
 
 @dataclass(slots=True)
 class _Meanwhile:
     """What happened while a user was being loaded."""
 
-    members: list[StreamEvent] = field(default_factory=list)
+    members: list[MemberChange] = field(default_factory=list)
     forgotten: list[RoomId] = field(default_factory=list)
 
 
@@ -106,9 +142,17 @@ class Notifier:
     def listen(self, events: Sequence[StreamEvent]) -> None:
         """Take over what the next events of the stream change, and wake whom they concern."""
         for event in events:
-            if event.stored.pdu.type == "m.room.member" and event.stored.pdu.state_key is not None:
-                self._take_member(event, UserId(event.stored.pdu.state_key))
+            for change in event.changes:
+                if change.key[0] == MEMBER_TYPE_NID:
+                    self._take_member(MemberChange.of(event, change), UserId(change.name[1]))
             self._wake(self._in_room.get(event.room.nid, ()), event.pos)
+
+    def listen_memberships(self, change: StreamMembership) -> None:
+        """Take over what a user has become in a room that this server is not in."""
+        self._take_member(
+            MemberChange(change.room, change.membership, change.pos, change.event_nid, out_of_band=True),
+            change.user_id,
+        )
 
     def forgotten(self, user_id: UserId, room_id: RoomId) -> None:
         """A user has forgotten a room."""
@@ -166,7 +210,16 @@ class Notifier:
         for row in rows:
             if row.version in ROOM_VERSIONS:
                 room = RoomRef(row.room_nid, row.room_id, ROOM_VERSIONS[row.version])
-                user.rooms[room.nid] = UserRoom(room, row.membership, row.pos, row.event_nid, row.forgotten)
+                user.set_room(
+                    UserRoom(
+                        room,
+                        row.membership,
+                        row.pos,
+                        row.event_nid,
+                        row.forgotten,
+                        out_of_band=row.out_of_band,
+                    )
+                )
         self._users[user_id] = user
         self._user_rooms += 1 + len(user.rooms)
         for user_room in user.rooms.values():
@@ -174,35 +227,36 @@ class Notifier:
                 self._in_room.setdefault(user_room.room.nid, set()).add(user)
         for room_id in meanwhile.forgotten:
             self.forgotten(user_id, room_id)
-        for event in meanwhile.members:
-            self._take_member(event, user_id)
+        for change in meanwhile.members:
+            self._take_member(change, user_id)
         self._drop_unused()
 
-    def _take_member(self, event: StreamEvent, user_id: UserId) -> None:
+    def _take_member(self, change: MemberChange, user_id: UserId) -> None:
         if (meanwhile := self._meanwhile.get(user_id)) is not None:
-            meanwhile.members.append(event)
+            meanwhile.members.append(change)
         user = self._users.get(user_id)
         if user is None:
             return
-        membership = Membership.of(event.stored.pdu.membership)
-        known = user.rooms.get(event.room.nid)
+        membership = change.membership
+        known = user.rooms.get(change.room.nid)
         if known is None:
-            known = user.rooms[event.room.nid] = UserRoom(event.room, membership, 0, 0, since=event.pos)
+            known = UserRoom(change.room, membership, 0, 0, since=change.pos)
             self._user_rooms += 1
-        elif known.pos >= event.pos:
+        elif known.pos >= change.pos:
             return
         elif known.membership is not membership:
-            known.since = event.pos
-        known.membership, known.pos, known.event_nid = membership, event.pos, event.stored.nid
-        known.forgotten = False
-        in_room = self._in_room.setdefault(event.room.nid, set())
+            known.since = change.pos
+        known.membership, known.pos, known.event_nid = membership, change.pos, change.event_nid
+        known.forgotten, known.out_of_band = False, change.out_of_band
+        user.set_room(known)
+        in_room = self._in_room.setdefault(change.room.nid, set())
         if membership is Membership.JOIN:
             in_room.add(user)
         else:
             in_room.discard(user)
             if not in_room:
-                del self._in_room[event.room.nid]
-        self._wake((user,), event.pos)
+                del self._in_room[change.room.nid]
+        self._wake((user,), change.pos)
 
     def _wake(self, users: Iterable[LocalUser], pos: int) -> None:
         for user in users:

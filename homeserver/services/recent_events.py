@@ -15,7 +15,6 @@ from homeserver.protocol.identifiers import EventId
 from homeserver.protocol.redaction import redact_pdu
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.event_formats import closed_json, open_client_json
-from storage.event_batch import redacted_by
 from storage.room_heads import StoredEvent
 from storage.stream import StreamEvent
 
@@ -133,7 +132,7 @@ class RecentEvents:
             self._size_bytes += recent.size_bytes
             room = self._rooms.setdefault(event.room.nid, deque())
             room.append(recent)
-            if (target := redacted_by(event.stored.pdu)) is not None:
+            if (target := event.redacts) is not None:
                 self._redactions.setdefault((event.room.nid, target), event.stored.pdu)
                 for other in room:
                     other.apply_redaction(target, event.stored.pdu)
@@ -178,7 +177,7 @@ class RecentEvents:
         stream = oldest.stream
         self.start = stream.pos
         self._size_bytes -= oldest.size_bytes
-        if (target := redacted_by(stream.stored.pdu)) is not None:
+        if (target := stream.redacts) is not None:
             self._redactions.pop((stream.room.nid, target), None)
         room = self._rooms[stream.room.nid]
         room.popleft()

@@ -30,14 +30,17 @@ class RecentSections:
         self._shared: BoundedCache[tuple[object, ...], tuple[int, RoomPart]] = BoundedCache(SHARED_BYTES)
 
     def covers(self, viewer: Viewer, section: Section) -> bool:
-        """Whether all that is new is in memory, and the reader was in the room all the time."""
+        """Whether all that is new is in memory, and the reader was in the room all the time.
+
+        Where forks meet, the state changes otherwise than the timeline tells: that is read from the database.
+        """
         since, user_room = viewer.since, section.user_room
         if section.kind != "join" or section.full_state or since is None or since < self._recent.start:
             return False
         if user_room.pos > since and (user_room.since is None or user_room.since > since):
             return False
         events = self._recent.of_room(section.room.nid, since)
-        return not any(_may_be_sent_by(viewer, event) for event in events)
+        return all(event.stream.is_plain and not _may_be_sent_by(viewer, event) for event in events)
 
     def part(self, viewer: Viewer, section: Section) -> RoomPart | None:
         """What is new in a room; None for nothing.

@@ -72,8 +72,8 @@ class RoomSummaries:
     def listen(self, events: Sequence[StreamEvent]) -> None:
         """Forget the summaries of rooms in which something changed that they say."""
         for event in events:
-            pdu = event.stored.pdu
-            if changes_summary(pdu.type) or pdu.type == "m.room.redaction":
+            redaction = event.stored.pdu.type == "m.room.redaction"
+            if redaction or any(changes_summary(change.name[0]) for change in event.changes):
                 self._changes += 1
                 self._kept.drop(event.room.nid)
                 for changed in self._changed_meanwhile:

@@ -43,7 +43,7 @@ class StateSnapshots:
     def listen(self, events: Sequence[StreamEvent]) -> None:
         """Count what the next events of the stream change."""
         for event in events:
-            if event.stored.pdu.state_key is not None:
+            if event.changes:
                 self._count(event.room.nid)
 
     def consider(self, room_nid: int) -> None:

@@ -154,10 +154,10 @@ def _changes_wanted(
         range_, first, end = timeline.range, _first(timeline), _end(timeline)
         if range_.is_whole:
             after = first - 1
-            needed = not viewer.state_after and not timeline.holds_all
+            needed = not viewer.state_after and not timeline.tells_all
         else:
             after = range_.a
-            needed = viewer.state_after or not timeline.holds_all or first > range_.a + 1
+            needed = viewer.state_after or not timeline.tells_all or first > range_.a + 1
         if needed and after < end:
             yield range_.room.nid, (after, first, end)
 

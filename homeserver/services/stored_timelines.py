@@ -15,7 +15,7 @@ from storage import sync_reads
 from storage.database import Transaction
 from storage.event_flags import EventFlag
 from storage.room_heads import RoomRef
-from storage.sync_reads import TimelineEntry
+from storage.sync_reads import StateNumber, TimelineEntry
 
 MAX_EVENTS: Final = 50_000
 """How many events all timelines of a response hold; of very many rooms each shows the default number."""
@@ -44,9 +44,14 @@ class StoredTimeline:
         return self.entries[0].seq if self.entries else self.range.b + 1
 
     @property
-    def holds_all(self) -> bool:
-        """Whether no event is left out from `first` on."""
-        return len(self.entries) == self.range.b + 1 - self.first
+    def has_resolutions(self) -> bool:
+        """Whether forks met here: then the state is not what the events of the timeline make it."""
+        return any(entry.flags & EventFlag.RESOLVED for entry in self.entries)
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether no event is left out from `first` on, and nothing else changed the state."""
+        return len(self.entries) == self.range.b + 1 - self.first and not self.has_resolutions
 
 
 class _Scan:
@@ -119,8 +124,33 @@ async def read_timelines(
             scanned += len(found[nid])
         running = {nid: scan for nid, scan in running.items() if not scan.is_done}
     timelines = [scan.timeline() for scan in scans.values()]
+    if not viewer.state_after:
+        await _cut_contradicted(tx, timelines)
     await _add_events(tx, viewer, timelines, events)
     return timelines
+
+
+async def _cut_contradicted(tx: Transaction, timelines: Sequence[StoredTimeline]) -> None:
+    """Let timelines begin after state events that are not in force although nothing in them came instead.
+
+    Clients take the state from the timeline, and where forks meet an event may lose without a successor.
+    """
+    newest: dict[StateNumber, int] = {}
+    for timeline in timelines:
+        if timeline.tells_all:
+            continue
+        for entry in timeline.entries:
+            if entry.key is not None:
+                newest[StateNumber(timeline.range.room.nid, timeline.range.b, *entry.key)] = entry.nid
+    if not newest:
+        return
+    in_force = await sync_reads.events_of_keys(tx, newest)
+    lost = {nid for question, nid in newest.items() if in_force.get(question) != nid}
+    for timeline in timelines:
+        contradicted = [index for index, entry in enumerate(timeline.entries) if entry.nid in lost]
+        if contradicted:
+            timeline.entries = timeline.entries[contradicted[-1] + 1 :]
+            timeline.limited = True
 
 
 async def _filtered(

@@ -10,23 +10,17 @@ from typing import Final
 
 import orjson
 
+from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
+from homeserver.protocol.stripped_state import STRIPPED, stripped_event
 from homeserver.services.loaded_events import LoadedEvent, LoadedEvents
 from homeserver.services.sync_viewer import Section, Viewer
 from storage import sync_reads
 from storage.database import Database
 from storage.sync_reads import StateQuestion
 
-STRIPPED: Final = (
-    "m.room.create",
-    "m.room.join_rules",
-    "m.room.name",
-    "m.room.avatar",
-    "m.room.topic",
-    "m.room.canonical_alias",
-    "m.room.encryption",
-)
-"""The state that someone sees who is invited, besides who invites."""
+_NEWEST: Final = 2**62
+"""A version of any room's state that is newer than all: stands for the newest there is."""
 
 
 class StrippedSections:
@@ -37,14 +31,17 @@ class StrippedSections:
         self._events = events
 
     async def render(self, viewer: Viewer, sections: Sequence[Section]) -> list[tuple[Section, bytes]]:
-        """The sections as bytes: rooms as they were when the reader was invited, or knocked."""
+        """The sections as bytes: rooms as they were when the reader was invited, or knocked.
+
+        Where that was before this server came into the room, as they are now.
+        """
         rooms = {section.room.nid: section.room for section in sections}
         async with self._database.connection() as tx:
             own = await self._events.load(
                 tx, {section.user_room.event_nid: section.room for section in sections}
             )
             questions = [
-                StateQuestion(section.room.nid, own[section.user_room.event_nid].seq, *key)
+                StateQuestion(section.room.nid, own[section.user_room.event_nid].seq or _NEWEST, *key)
                 for section in sections
                 for key in _keys(viewer, own[section.user_room.event_nid])
             ]
@@ -55,10 +52,12 @@ class StrippedSections:
         stripped: dict[int, list[JsonObject]] = {nid: [] for nid in rooms}
         for question in questions:
             if (nid := nids.get(question)) is not None:
-                stripped[question.room_nid].append(_stripped(loaded[nid]))
+                room = rooms[question.room_nid]
+                stripped[question.room_nid].append(_stripped(room.version, loaded[nid]))
         rendered = []
         for section in sections:
-            events = [*stripped[section.room.nid], _stripped(own[section.user_room.event_nid])]
+            room = section.room
+            events = [*stripped[room.nid], _stripped(room.version, own[section.user_room.event_nid])]
             rendered.append((section, orjson.dumps({f"{section.kind}_state": {"events": events}})))
         return rendered
 
@@ -70,11 +69,8 @@ def _keys(viewer: Viewer, member: LoadedEvent) -> list[tuple[str, str]]:
     return keys
 
 
-def _stripped(event: LoadedEvent) -> JsonObject:
-    """An event as someone sees it who is not in the room."""
-    return {
-        "type": event.type,
-        "state_key": event.state_key,
-        "sender": event.sender,
-        "content": event.content,
-    }
+def _stripped(version: RoomVersion, event: LoadedEvent) -> JsonObject:
+    assert event.state_key is not None
+    return stripped_event(
+        version, event.type, event.state_key, event.sender, event.content, event.origin_server_ts
+    )

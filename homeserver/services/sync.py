@@ -120,7 +120,9 @@ class Sync:
         changed = self.recent.rooms_after(since, len(user.rooms))
         if changed is None:
             return user.rooms.values()
-        return [user.rooms[nid] for nid in changed if nid in user.rooms]
+        found = {nid: user.rooms[nid] for nid in changed if nid in user.rooms}
+        found |= {user_room.room.nid: user_room for user_room in user.outside_after(since)}
+        return found.values()
 
     def _section(self, user_room: UserRoom, since: int | None, request: SyncRequest) -> Section | None:
         """Where a room belongs in the response; None when it has nothing new."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from homeserver.protocol.identifiers import RoomId
 from homeserver.services.given_members import GivenMembers
 from homeserver.services.loaded_events import LoadedEvents
+from homeserver.services.out_of_band_sections import OutOfBandSections
 from homeserver.services.recent_events import RecentEvents
 from homeserver.services.recent_sections import RecentSections
 from homeserver.services.room_summaries import RoomSummaries, RoomSummary
@@ -30,6 +31,7 @@ class SyncSections:
         self._recent = RecentSections(recent)
         self._stored = StoredSections(database, self._events)
         self._stripped = StrippedSections(database, self._events)
+        self._out_of_band = OutOfBandSections(database)
         self._given = GivenMembers()
 
     def listen(self, events: Sequence[StreamEvent]) -> None:
@@ -44,8 +46,11 @@ class SyncSections:
         parts: list[tuple[Section, RoomPart]] = []
         stored: list[Section] = []
         stripped: list[Section] = []
+        out_of_band: list[Section] = []
         for section in sections:
-            if section.kind in ("invite", "knock"):
+            if section.user_room.out_of_band:
+                out_of_band.append(section)
+            elif section.kind in ("invite", "knock"):
                 stripped.append(section)
             elif not self._recent.covers(viewer, section):
                 stored.append(section)
@@ -66,9 +71,23 @@ class SyncSections:
                 members.get(section.room.nid, ()),
                 {} if summary is None else summary.json(viewer.user_id),
             )
+        for section, json in await self._outside(viewer, stripped, out_of_band):
+            rendered.setdefault(section.kind, {})[section.room.room_id] = json
+        return rendered
+
+    async def _outside(
+        self, viewer: Viewer, stripped: Sequence[Section], out_of_band: Sequence[Section]
+    ) -> list[tuple[Section, bytes]]:
+        """The sections of rooms that the viewer is not in and sees nothing more of, as bytes."""
+        rendered = []
+        if out_of_band:
+            rendered = await self._out_of_band.render(viewer, out_of_band)
+            shown = {section.room.nid for section, _ in rendered}
+            # This server has come into some of the rooms meanwhile, and their own state tells of the viewer.
+            own = [section for section in out_of_band if section.room.nid not in shown]
+            stripped = [*stripped, *(section for section in own if section.kind != "leave")]
         if stripped:
-            for section, json in await self._stripped.render(viewer, stripped):
-                rendered.setdefault(section.kind, {})[section.room.room_id] = json
+            rendered += await self._stripped.render(viewer, stripped)
         return rendered
 
     async def _summaries_of(self, parts: Sequence[tuple[Section, RoomPart]]) -> dict[int, RoomSummary]:

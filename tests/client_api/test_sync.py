@@ -138,7 +138,11 @@ async def test_an_invite_shows_some_of_the_room_and_the_invite_itself(alice: Cli
     assert {"m.room.create", "m.room.join_rules", "m.room.name", "m.room.member"} <= set(by_type)
     assert by_type["m.room.member"]["content"]["is_direct"] is True
     assert by_type["m.room.member"]["state_key"] == bob.user_id
-    assert all(set(event) == {"type", "state_key", "sender", "content"} for event in invite)
+    assert "origin_server_ts" in by_type["m.room.create"]  # the room's ID is made of it
+    assert all(
+        set(event) - {"origin_server_ts"} == {"type", "state_key", "sender", "content"} for event in invite
+    )
+    assert [event["type"] for event in invite if "origin_server_ts" in event] == ["m.room.create"]
     assert "join" not in answer["rooms"]
 
 

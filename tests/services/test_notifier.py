@@ -13,6 +13,7 @@ from homeserver.services.notifier import Notifier
 from storage import memberships
 from storage.database import Database, Transaction
 from storage.memberships import Membership, MembershipRow
+from tests.storage.oob_events import member_event, new_room_id, save
 from tests.storage.stores import Store, open_store
 
 SOON_S = 5.0
@@ -28,6 +29,7 @@ async def store(database: Database, database_url: str) -> AsyncIterator[Store]:
 def notifier(store: Store) -> Notifier:
     notifier = Notifier(store.database, store.stream)
     store.stream.listen(notifier.listen)
+    store.stream.listen_memberships(notifier.listen_memberships)
     return notifier
 
 
@@ -67,6 +69,46 @@ async def test_what_is_said_while_a_user_is_loaded_is_news(
     slow.meanwhile(lambda: store.send(alice, room_id, "hello"), before=before)
     user = await notifier.follow(alice.user_id, alice.user_nid)
     assert user.news > since
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_an_invite_out_of_band_while_a_user_is_loaded_is_known(
+    store: Store, notifier: Notifier, slow: SlowLoading, before: bool
+) -> None:
+    bob, room_id = await store.user("bob"), new_room_id()
+    since = store.stream.position
+
+    async def invite() -> None:
+        await save(store, member_event(room_id, bob.user_id, "invite"))
+        await store.stream.catch_up()
+
+    slow.meanwhile(invite, before=before)
+    user = await notifier.follow(bob.user_id, bob.user_nid)
+
+    [user_room] = user.outside_after(since)
+    assert (user_room.room.room_id, user_room.membership) == (room_id, Membership.INVITE)
+    assert user_room.out_of_band and user.rooms == {user_room.room.nid: user_room}
+    assert user.outside_after(user_room.pos) == []
+
+
+async def test_who_waits_is_woken_by_an_invite_out_of_band(store: Store, notifier: Notifier) -> None:
+    bob, rooms = await store.user("bob"), [new_room_id(), new_room_id()]
+    await save(store, member_event(rooms[0], bob.user_id, "invite"))
+    await store.stream.catch_up()
+    user = await notifier.follow(bob.user_id, bob.user_nid)
+    since = store.stream.position
+
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(notifier.wait(user, since, SOON_S))
+        await save(store, member_event(rooms[1], bob.user_id, "invite"))
+        await store.stream.catch_up()
+
+    assert waiting.result()
+    assert [user_room.room.room_id for user_room in user.outside_after(since)] == [rooms[1]]
+    # Of each room the newest change counts, and the newest room comes first.
+    await save(store, member_event(rooms[0], bob.user_id, "invite"))
+    await store.stream.catch_up()
+    assert [user_room.room.room_id for user_room in user.outside_after(0)] == rooms
 
 
 @pytest.mark.parametrize("before", [True, False])

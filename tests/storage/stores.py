@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from secrets import randbits
+from typing import Any
 from uuid import uuid4
 
 from homeserver.metrics import Metrics
@@ -17,18 +19,26 @@ from homeserver.protocol.identifiers import DeviceId, EventId, RoomId, ServerNam
 from homeserver.services.access_tokens import Requester
 from homeserver.services.clock import Clock, strictly_increasing
 from homeserver.services.notifier import Notifier
+from homeserver.services.out_of_band import OutOfBand
 from homeserver.services.profiles import Profiles
+from homeserver.services.remote_invites import RemoteInvites
 from homeserver.services.room_creation import RoomCreation, RoomRequest
 from homeserver.services.room_events import RoomEvents
 from homeserver.services.room_membership import RoomMembership
+from storage import state_deltas
 from storage.database import Database, Transaction
 from storage.dictionaries import Dictionaries
 from storage.event_codec import decode_event
+from storage.oob_memberships import OutOfBandStore
+from storage.packed_state import StateEntries
 from storage.persister import Persister
 from storage.room_heads import RoomHeads
+from storage.state_deltas import ForkState
 from storage.stream import Stream, StreamEvent
 
 SERVER = ServerName("lair.test")
+NOBODY: Any = None
+"""Stands for what asks other servers: here there are none."""
 
 
 def now_ms() -> int:
@@ -50,7 +60,20 @@ class Store:
     @property
     def room_creation(self) -> RoomCreation:
         profiles = Profiles(self.database, self.dictionaries)
-        return RoomCreation(self.persister, profiles, SERVER, "12", self.clock, lambda _: True)
+        return RoomCreation(
+            self.persister, profiles, self.remote_invites, SERVER, "12", self.clock, lambda _: True
+        )
+
+    @property
+    def out_of_band(self) -> OutOfBand:
+        """Without all that other servers are asked by."""
+        oob_store = OutOfBandStore(self.database, self.dictionaries, SERVER)
+        return OutOfBand(self.database, oob_store, self.stream, NOBODY, NOBODY, NOBODY, NOBODY, now_ms)
+
+    @property
+    def remote_invites(self) -> RemoteInvites:
+        """Nobody of another server can be invited."""
+        return RemoteInvites(self.persister, NOBODY, NOBODY, NOBODY, NOBODY, NOBODY, now_ms)
 
     @property
     def room_events(self) -> RoomEvents:
@@ -60,7 +83,17 @@ class Store:
     def room_membership(self) -> RoomMembership:
         profiles = Profiles(self.database, self.dictionaries)
         notifier = Notifier(self.database, self.stream)
-        return RoomMembership(self.persister, self.database, profiles, notifier, SERVER, now_ms)
+        return RoomMembership(
+            self.persister,
+            self.database,
+            profiles,
+            notifier,
+            self.out_of_band,
+            NOBODY,
+            self.remote_invites,
+            SERVER,
+            now_ms,
+        )
 
     async def user(self, name: str) -> Requester:
         user_id = UserId(f"@{name}-{uuid4().hex[:8]}:{SERVER}")
@@ -89,6 +122,17 @@ class Store:
         for before, after in pairwise(events):
             assert after.prev_events == (before.event_id,)
         return [event.event_id for event in events]
+
+
+async def store_delta(
+    tx: Transaction, room_nid: int, base_ver: int, differences: StateEntries, over: int | None = None
+) -> int:
+    """Store the state "trunk(base_ver), then the delta `over`, then `differences`"; returns its number."""
+    below = None if over is None else (await state_deltas.load(tx, [over]))[over]
+    state = ForkState(base_ver, differences, over, below)
+    row = state_deltas.row_of(state, randbits(60), room_nid)
+    assert row is not None
+    return await state_deltas.store(tx, row)
 
 
 @dataclass(frozen=True)

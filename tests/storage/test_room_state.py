@@ -13,7 +13,7 @@ from storage import room_state, state_deltas, state_snapshots
 from storage.database import Database, Transaction
 from storage.packed_state import PackedState, StateEntries
 from storage.room_state import StateAt
-from tests.storage.stores import open_store
+from tests.storage.stores import open_store, store_delta
 
 MEMBER: Final = 1
 
@@ -111,7 +111,7 @@ async def test_deltas_over_deltas_give_the_state_before_events_on_forks(
                 }
                 differences = {key: random.choice((0, random.randrange(1, 10**6))) for key in keys}
                 state |= differences
-                over = await state_deltas.store(tx, fresh_nid(), trunk.room_nid, base_ver, differences, over)
+                over = await store_delta(tx, trunk.room_nid, base_ver, differences, over)
                 await trunk.check(tx, StateAt(trunk.room_nid, base_ver, over), state)
                 delta = (await state_deltas.load(tx, [over]))[over]
                 for key in [*keys, (9, 9)]:
@@ -128,7 +128,7 @@ async def test_equal_deltas_are_stored_once(database: Database) -> None:
     async with database.connection() as tx:
 
         async def store(room: int, base_ver: int, entries: StateEntries, over: int | None = None) -> int:
-            return await state_deltas.store(tx, fresh_nid(), room, base_ver, entries, over)
+            return await store_delta(tx, room, base_ver, entries, over)
 
         first = await store(room_nid, 5, differences)
         assert await store(room_nid, 5, dict(reversed(differences.items()))) == first

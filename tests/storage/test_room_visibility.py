@@ -12,12 +12,12 @@ from homeserver.protocol.events import EventDraft
 from homeserver.protocol.identifiers import RoomId
 from homeserver.services.access_tokens import Requester
 from homeserver.services.room_visibility import RoomView, RoomVisibility
-from storage import room_timeline, state_deltas
+from storage import room_timeline
 from storage.database import Database, Transaction
 from storage.event_flags import EventFlag
 from storage.packed_state import StateEntries
 from storage.room_timeline import AFTER, FIRST, TimelineRow
-from tests.storage.stores import Store, open_store
+from tests.storage.stores import Store, open_store, store_delta
 
 FORK: Final = -1
 """As room_seq: after all that is there."""
@@ -69,7 +69,7 @@ class Scene:
         nid, delta = secrets.randbits(60), None
         if differences is not None:
             assert state_ver is not None
-            delta = await state_deltas.store(self.tx, secrets.randbits(60), room_nid, state_ver, differences)
+            delta = await store_delta(self.tx, room_nid, state_ver, differences)
         await self.store.send(self.alice, self.room_id, "a message to copy")
         copied = await self.tx.fetchval("SELECT max(room_seq) FROM events WHERE room_nid = $1", room_nid)
         await self.tx.execute(

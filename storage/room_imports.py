@@ -1,0 +1,143 @@
+"""Rooms that this server is about to enter: what is stored of them before our join is.
+
+All of it is written outside of the stream lock, in short chunks that commit by themselves: nobody looks at it
+before the join is published. What an attempt leaves that came to nothing is deleted by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple
+
+from homeserver.protocol.identifiers import RoomId
+from homeserver.protocol.room_versions import RoomVersion, room_version
+from storage.database import Database, Transaction
+from storage.event_flags import EventFlag
+from storage.memberships import Membership
+from storage.packed_state import StateEntries
+from storage.room_heads import RoomRef
+
+ROWS_AT_ONCE: Final = 500
+
+_NO_LIVE_EVENT: Final = "NOT EXISTS (SELECT FROM events WHERE events.room_nid = $1 AND room_seq IS NOT NULL)"
+_OF_AN_ATTEMPT: Final = ("room_state_log", "state_snap", "memberships", "room_servers")
+
+
+class Member(NamedTuple):
+    """What a user is in the imported state."""
+
+    user_nid: int
+    server_nid: int
+    membership: Membership
+    event_nid: int
+
+
+async def open_room(tx: Transaction, room_id: RoomId, version: RoomVersion, new_nid: int) -> RoomRef:
+    """A room's row, which is made where there is none: `new_nid` is its number then.
+
+    The version that another server claimed earlier, inviting somebody, gives way while no event is live.
+    """
+    await tx.execute(
+        "INSERT INTO rooms (nid, room_id, version) VALUES ($1, $2, $3) ON CONFLICT (room_id) DO NOTHING",
+        new_nid,
+        room_id,
+        version.version,
+    )
+    nid = await tx.fetchval("SELECT nid FROM rooms WHERE room_id = $1", room_id)
+    query = f"UPDATE rooms SET version = $2 WHERE nid = $1 AND version <> $2 AND {_NO_LIVE_EVENT}"  # noqa: S608
+    await tx.execute(query, nid, version.version)
+    row = await tx.fetchrow("SELECT version FROM rooms WHERE nid = $1", nid)
+    return RoomRef(nid, room_id, room_version(row["version"]))
+
+
+async def take_lease(tx: Transaction, room_nid: int, now: int, leased_until: int) -> bool:
+    """Be the only one that joins a room until a time in ms; False where somebody else does."""
+    query = """
+        INSERT INTO room_joins (room_nid, leased_until) VALUES ($1, $3)
+        ON CONFLICT (room_nid) DO UPDATE SET leased_until = excluded.leased_until
+        WHERE room_joins.leased_until < $2 RETURNING true
+    """
+    return bool(await tx.fetchval(query, room_nid, now, leased_until))
+
+
+async def extend_lease(tx: Transaction, room_nid: int, leased_until: int) -> None:
+    """The attempt goes on."""
+    await tx.execute("UPDATE room_joins SET leased_until = $2 WHERE room_nid = $1", room_nid, leased_until)
+
+
+async def end_lease(tx: Transaction, room_nid: int) -> None:
+    """The attempt has ended, one way or the other."""
+    await tx.execute("DELETE FROM room_joins WHERE room_nid = $1", room_nid)
+
+
+async def end_expired_leases(tx: Transaction, now: int) -> None:
+    """Give up the attempts of processes that died: events do not wait for those any more."""
+    await tx.execute("DELETE FROM room_joins WHERE leased_until < $1", now)
+
+
+async def clear(tx: Transaction, room_nid: int) -> None:
+    """Delete what an earlier attempt left of a room's state; its events stay, and may be used again."""
+    for table in _OF_AN_ATTEMPT:
+        await tx.execute(f"DELETE FROM {table} WHERE room_nid = $1 AND {_NO_LIVE_EVENT}", room_nid)  # noqa: S608
+
+
+async def complete(tx: Transaction, nid: int, auth_nids: Sequence[int]) -> None:
+    """An outlier that came without its auth events has been checked now."""
+    await tx.execute(
+        "UPDATE events SET auth = $2, flags = flags & ~$3::int WHERE nid = $1",
+        nid,
+        list(auth_nids),
+        EventFlag.UNCHECKED,
+    )
+
+
+async def write_state(database: Database, room_nid: int, entries: StateEntries) -> None:
+    """Store the state before the join: trunk(0)."""
+    rows = sorted((*key, event_nid) for key, event_nid in entries.items())
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        chunk = rows[start : start + ROWS_AT_ONCE]
+        async with database.connection() as tx:
+            await tx.execute(
+                """
+                INSERT INTO room_state_log (room_nid, ver, type_nid, skey_nid, event_nid)
+                SELECT $1, 0, row.type_nid, row.skey_nid, row.event_nid
+                FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS row(type_nid, skey_nid, event_nid)
+                """,
+                room_nid,
+                [type_nid for type_nid, _, _ in chunk],
+                [skey_nid for _, skey_nid, _ in chunk],
+                [event_nid for _, _, event_nid in chunk],
+            )
+
+
+async def write_members(database: Database, room_nid: int, members: Collection[Member]) -> None:
+    """Store what users of other servers are in the state before the join."""
+    rows = sorted(members)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        chunk = rows[start : start + ROWS_AT_ONCE]
+        async with database.connection() as tx:
+            await tx.execute(
+                """
+                INSERT INTO memberships (user_nid, room_nid, server_nid, membership, event_nid, pos)
+                SELECT row.user_nid, $1, row.server_nid, row.membership, row.event_nid, 0
+                FROM unnest($2::bigint[], $3::bigint[], $4::smallint[], $5::bigint[])
+                     AS row(user_nid, server_nid, membership, event_nid)
+                """,
+                room_nid,
+                [row.user_nid for row in chunk],
+                [row.server_nid for row in chunk],
+                [row.membership for row in chunk],
+                [row.event_nid for row in chunk],
+            )
+
+
+async def write_servers(tx: Transaction, room_nid: int, server_nids: Collection[int]) -> None:
+    """Store which servers were in the room before the join."""
+    await tx.execute(
+        """
+        INSERT INTO room_servers (room_nid, server_nid, from_seq, from_pos)
+        SELECT $1, server.nid, 0, 0 FROM unnest($2::bigint[]) AS server(nid)
+        """,
+        room_nid,
+        sorted(server_nids),
+    )

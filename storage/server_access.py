@@ -1,0 +1,66 @@
+"""Which servers may ask about a room: those that are in it, as far as its server ACL lets them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.protocol.identifiers import RoomId, ServerName
+from homeserver.protocol.room_versions import room_version
+from homeserver.protocol.strict_json import JsonObject
+from storage.database import Transaction
+from storage.event_flags import EventFlag
+from storage.room_heads import RoomRef, stored_event
+
+
+@dataclass(frozen=True, slots=True)
+class AclEvent:
+    """The current m.room.server_acl of a room."""
+
+    nid: int
+    is_redacted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoomAccess:
+    """What a room says about a server."""
+
+    room: RoomRef
+    is_in_room: bool
+    """Whether a user of the server is in the room now."""
+    acl: AclEvent | None
+
+
+async def load(tx: Transaction, room_id: RoomId, server_name: ServerName) -> RoomAccess | None:
+    """What a room says about a server; None for a room that is not known here."""
+    row = await tx.fetchrow(
+        """
+        SELECT rooms.nid, version, acl.nid AS acl_nid, acl.flags AS acl_flags,
+            EXISTS (
+                SELECT FROM room_servers JOIN atoms ON atoms.nid = server_nid
+                WHERE s = $2 AND room_nid = rooms.nid AND to_seq IS NULL
+            ) AS is_in_room
+        FROM rooms
+        LEFT JOIN LATERAL (
+            SELECT event_nid FROM room_state_log
+            WHERE room_nid = rooms.nid AND skey_nid = (SELECT nid FROM atoms WHERE s = '')
+              AND type_nid = (SELECT nid FROM event_types WHERE name = 'm.room.server_acl')
+            ORDER BY ver DESC LIMIT 1
+        ) AS newest ON true
+        LEFT JOIN events AS acl ON acl.nid = newest.event_nid
+        WHERE room_id = $1
+        """,
+        room_id,
+        server_name.encode(),
+    )
+    if row is None:
+        return None
+    acl = None
+    if row["acl_nid"] is not None:
+        acl = AclEvent(row["acl_nid"], bool(row["acl_flags"] & EventFlag.REDACTED))
+    return RoomAccess(RoomRef(row["nid"], room_id, room_version(row["version"])), row["is_in_room"], acl)
+
+
+async def acl_content(tx: Transaction, room: RoomRef, acl: AclEvent) -> JsonObject:
+    """The content of an m.room.server_acl event."""
+    row = await tx.fetchrow("SELECT nid, event_id, flags, json FROM events WHERE nid = $1", acl.nid)
+    return {} if row is None else stored_event(room, row).pdu.content

@@ -1,0 +1,48 @@
+"""Rooms that other servers name: whether they are known, and whether this server is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from homeserver.protocol.identifiers import RoomId
+from homeserver.protocol.room_versions import ROOM_VERSIONS
+from storage.database import Transaction
+from storage.room_heads import RoomRef
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRoom:
+    """A room that this database knows."""
+
+    ref: RoomRef
+    is_resident: bool
+    """Whether a user of this server is in it."""
+    is_joining: bool
+    """Whether a user of this server is about to be, as the first one."""
+
+
+async def find(
+    tx: Transaction, room_ids: Collection[RoomId], own_server_nid: int
+) -> dict[RoomId, SharedRoom]:
+    """Those of some rooms that are known, and of a version that we speak."""
+    rows = await tx.fetch(
+        """
+        SELECT nid, room_id, version,
+            EXISTS (SELECT FROM room_servers WHERE room_nid = nid AND server_nid = $2 AND to_seq IS NULL)
+                AS is_resident,
+            EXISTS (SELECT FROM room_joins WHERE room_nid = nid) AS is_joining
+        FROM rooms WHERE room_id = ANY($1::text[])
+        """,
+        list(room_ids),
+        own_server_nid,
+    )
+    return {
+        RoomId(row["room_id"]): SharedRoom(
+            RoomRef(row["nid"], RoomId(row["room_id"]), ROOM_VERSIONS[row["version"]]),
+            row["is_resident"],
+            row["is_joining"],
+        )
+        for row in rows
+        if row["version"] in ROOM_VERSIONS
+    }
