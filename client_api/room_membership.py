@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from client_api.endpoints import client_endpoints
 from client_api.invite_limits import count_invites
 from homeserver.errors import BadJson
@@ -17,7 +19,8 @@ from homeserver.http.models import (
     UserIdField,
 )
 from homeserver.http.request import Request
-from homeserver.protocol.identifiers import RoomAlias, RoomId
+from homeserver.protocol.errors import InvalidIdentifier
+from homeserver.protocol.identifiers import RoomAlias, RoomId, ServerName, parse_server_name
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import Services
 from homeserver.services.access_tokens import Requester
@@ -38,10 +41,23 @@ class RoomOrAliasPath(Path):
 
 
 class Via(Query):
-    """Servers that may help to enter the room."""
+    """Servers that may help to enter the room; what is no server name is left out."""
 
     via: list[str] = []
     server_name: list[str] = []
+
+    @property
+    def servers(self) -> list[ServerName]:
+        """The servers under both names of the parameter, that of today first."""
+        return list(_server_names([*self.via, *self.server_name]))
+
+
+def _server_names(texts: Iterable[str]) -> Iterable[ServerName]:
+    for text in texts:
+        try:
+            yield parse_server_name(text)
+        except InvalidIdentifier:
+            continue
 
 
 class JoinedRoom(Reply):
@@ -77,10 +93,10 @@ def _join_content(body: JsonObject) -> JsonObject:
 
 @endpoints.post("/_matrix/client/v3/rooms/{roomId}/join", rate_limit="join")
 async def join_room_by_id(
-    services: Services, requester: Requester, path: RoomPath, body: OptionalJsonBody
+    services: Services, requester: Requester, path: RoomPath, query: Via, body: OptionalJsonBody
 ) -> JoinedRoom:
     """Join a room by its ID."""
-    await services.room_membership.join(requester, path.room_id, _join_content(body))
+    await services.room_membership.join(requester, path.room_id, _join_content(body), query.servers)
     return JoinedRoom(room_id=path.room_id)
 
 
@@ -89,15 +105,14 @@ async def join_room(
     services: Services, requester: Requester, path: RoomOrAliasPath, query: Via, body: OptionalJsonBody
 ) -> JoinedRoom:
     """Join a room by its ID or an alias."""
-    room_id = await _room_id(services, path.room_id_or_alias)
-    await services.room_membership.join(requester, room_id, _join_content(body))
+    servers = query.servers
+    if path.room_id_or_alias.startswith("#"):
+        target = await services.lookups.alias(RoomAlias(path.room_id_or_alias))
+        room_id, servers = target.room_id, [*servers, *target.servers]
+    else:
+        room_id = RoomId(path.room_id_or_alias)
+    await services.room_membership.join(requester, room_id, _join_content(body), servers)
     return JoinedRoom(room_id=room_id)
-
-
-async def _room_id(services: Services, room_id_or_alias: RoomId | RoomAlias) -> RoomId:
-    if room_id_or_alias.startswith("#"):
-        return (await services.lookups.alias(RoomAlias(room_id_or_alias))).room_id
-    return RoomId(room_id_or_alias)
 
 
 @endpoints.post("/_matrix/client/v3/rooms/{roomId}/leave", rate_limit="message")

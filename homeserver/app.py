@@ -28,28 +28,30 @@ from client_api import (
     sync,
     versions,
 )
+from federation.inbound import backfill as inbound_backfill
+from federation.inbound import events as inbound_events
+from federation.inbound import inviting as inbound_inviting
+from federation.inbound import joining as inbound_joining
+from federation.inbound import leaving as inbound_leaving
 from federation.inbound import public_rooms as inbound_public_rooms
 from federation.inbound import queries as inbound_queries
 from federation.inbound import server_keys as inbound_server_keys
+from federation.inbound import transactions as inbound_transactions
 from federation.inbound import version as inbound_version
-from federation.outbound.server_discovery import ServerDiscovery
-from federation.outbound.signed_client import SignedClient
-from federation.outbound.srv_records import SrvRecords
 from homeserver.config import Config, RateLimit
 from homeserver.http.application import Address, HttpApplication
 from homeserver.http.endpoints import Endpoints
 from homeserver.http.rate_limit import Limit, RateLimiter
 from homeserver.http_client import HttpClient
 from homeserver.metrics import Metrics
-from homeserver.server_policy import ServerPolicy
 from homeserver.services import Services
 from homeserver.services.account_services import build_account_services
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.clock import Clock, strictly_increasing, system_clock
 from homeserver.services.deactivations import Deactivations
-from homeserver.services.destinations import Destinations
 from homeserver.services.directory_entries import DirectoryEntries
+from homeserver.services.federation_services import Ground, build_federation
 from homeserver.services.filters import Filters
 from homeserver.services.lookups import Lookups
 from homeserver.services.notifier import Notifier
@@ -66,14 +68,14 @@ from homeserver.services.room_membership import RoomMembership
 from homeserver.services.room_state import RoomState
 from homeserver.services.room_visibility import RoomVisibility
 from homeserver.services.server_identity import establish_identity
-from homeserver.services.server_keys import KeyRing
 from homeserver.services.state_snapshots import StateSnapshots
 from homeserver.services.sync import Sync
 from homeserver.services.sync_sections import SyncSections
 from homeserver.workers.deactivations import finish_deactivations
+from homeserver.workers.federation_sender import send_to_servers
 from homeserver.workers.housekeeping import keep_house
 from homeserver.workers.session_watch import SessionWatch
-from storage import ended_sessions, txn_ids
+from storage import ended_sessions, received_transactions, room_imports, txn_ids
 from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.embedded.supervisor import attach_or_start, embedded_postgres
@@ -105,6 +107,12 @@ ENDPOINTS: Final[Sequence[Endpoints[Any]]] = (
     inbound_public_rooms.endpoints,
     inbound_queries.endpoints,
     inbound_server_keys.endpoints,
+    inbound_transactions.endpoints,
+    inbound_joining.endpoints,
+    inbound_leaving.endpoints,
+    inbound_inviting.endpoints,
+    inbound_events.endpoints,
+    inbound_backfill.endpoints,
     inbound_version.endpoints,
 )
 """What the edges serve, one entry for each of their files."""
@@ -165,19 +173,7 @@ async def _migrated(url: str, pool_size: int) -> AsyncIterator[Database]:
 async def _serve(config: Config, database: Database, clock: Clock) -> AsyncIterator[Server]:
     metrics = Metrics()
     own_keys = await load_own_keys(database, config.server_name, config.signing_key_file, clock)
-    server_policy = ServerPolicy.of(config)
-    destinations = Destinations(database, clock)
-    await destinations.load()
     federation_http = HttpClient.of_federation(config.federation)
-    signed_client = SignedClient(
-        federation_http,
-        ServerDiscovery(federation_http, SrvRecords.of_system(clock), clock),
-        config.server_name,
-        own_keys.current,
-        server_policy,
-        destinations,
-        clock,
-    )
     dictionaries = Dictionaries(database)
     heads = RoomHeads(database, dictionaries)
     stream = Stream(database)
@@ -205,12 +201,31 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
     stream.listen(recent.add)
     stream.listen(sections.listen)
     stream.listen(notifier.listen)
+    stream.listen_memberships(notifier.listen_memberships)
     snapshots = StateSnapshots(database)
     stream.listen(snapshots.listen)
+    federation = await build_federation(
+        config,
+        Ground(
+            database,
+            dictionaries,
+            persister,
+            stream,
+            snapshots,
+            own_keys,
+            federation_http,
+            metrics,
+            clock,
+        ),
+    )
+    shared = federation.services
+    if config.federation.enabled:
+        stream.listen(federation.sending.listen)
     visibility = RoomVisibility()
     client_events = ClientEvents(visibility, clock)
     services = Services(
         **vars(accounts),
+        **vars(shared),
         config=config,
         profiles=profiles,
         profile_changes=ProfileChanges(persister, database, profiles, clock),
@@ -218,28 +233,41 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
         capabilities=Capabilities(accounts.accounts, config.rooms.default_version),
         room_directory=room_directory,
         public_rooms=public_rooms,
-        lookups=Lookups(signed_client, config.server_name, room_directory, profiles, public_rooms),
+        lookups=Lookups(federation.client, config.server_name, room_directory, profiles, public_rooms),
         room_creation=RoomCreation(
             persister,
             profiles,
+            shared.remote_invites,
             config.server_name,
             config.rooms.default_version,
             strictly_increasing(clock),  # equal create events would be one room
             room_directory.may_publish,
         ),
         room_events=RoomEvents(persister, database, clock),
-        room_membership=RoomMembership(persister, database, profiles, notifier, config.server_name, clock),
+        room_membership=RoomMembership(
+            persister,
+            database,
+            profiles,
+            notifier,
+            shared.out_of_band,
+            shared.remote_joins,
+            shared.remote_invites,
+            config.server_name,
+            clock,
+        ),
         room_history=RoomHistory(database, dictionaries, visibility, client_events, identity.incarnation),
         room_state=RoomState(database, dictionaries, visibility, client_events, identity.incarnation),
         sync=Sync(notifier, recent, stream, sections, identity.incarnation, clock),
-        server_policy=server_policy,
-        server_keys=KeyRing(database, own_keys, signed_client, config.federation.trusted_key_servers, clock),
-        destinations=destinations,
     )
     metrics.watch(metrics.stream_position, {"stream": "events"}, lambda: stream.position)
     metrics.watch(metrics.queue_length, {"queue": "persister"}, lambda: persister.pending)
     metrics.watch(metrics.queue_length, {"queue": "waiting_syncs"}, lambda: notifier.waiting)
     metrics.watch(metrics.queue_length, {"queue": "state_snapshots"}, lambda: snapshots.waiting)
+    sending = federation.sending
+    metrics.watch(metrics.queue_length, {"queue": "undistributed_events"}, lambda: sending.undistributed)
+    metrics.watch(metrics.queue_length, {"queue": "outgoing_events"}, lambda: sending.waiting_events)
+    metrics.watch(metrics.queue_length, {"queue": "outgoing_servers"}, lambda: sending.waiting_servers)
+    metrics.watch(metrics.queue_length, {"queue": "outgoing_lag"}, lambda: sending.lag)
     metrics.watch(metrics.cache_entries, {"cache": "room_heads"}, lambda: len(heads))
     metrics.watch(metrics.cache_entries, {"cache": "recent_events"}, lambda: len(recent))
     metrics.watch(metrics.pool_connections, {"state": "open"}, lambda: database.size)
@@ -253,6 +281,14 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
     async def sweep_txn_ids() -> None:
         async with database.connection() as tx:
             await txn_ids.sweep(tx, clock())
+
+    async def sweep_received_transactions() -> None:
+        async with database.connection() as tx:
+            await received_transactions.sweep(tx, clock())
+
+    async def sweep_joins() -> None:
+        async with database.connection() as tx:
+            await room_imports.end_expired_leases(tx, clock())
 
     async def sweep_ended_sessions() -> None:
         async with database.connection() as tx:
@@ -270,11 +306,25 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
         tasks.create_task(persister.run())
         deactivations = Deactivations(database, services.room_membership, clock)
         loops = [
-            tasks.create_task(keep_house([sweep_txn_ids, sweep_ended_sessions, destinations.sweep])),
+            tasks.create_task(
+                keep_house(
+                    [
+                        sweep_txn_ids,
+                        sweep_ended_sessions,
+                        sweep_received_transactions,
+                        sweep_joins,
+                        shared.destinations.sweep,
+                        federation.sending.sweep,
+                    ]
+                )
+            ),
+            tasks.create_task(federation.incoming.run()),
             tasks.create_task(snapshots.run()),
             tasks.create_task(SessionWatch(database, services.access_tokens).run()),
             tasks.create_task(finish_deactivations(deactivations, deactivated)),
         ]
+        if config.federation.enabled:
+            loops.append(tasks.create_task(send_to_servers(federation.sending)))
         try:
             await http.start()
             yield Server(http.addresses, services, database)

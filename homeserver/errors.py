@@ -162,6 +162,27 @@ class UnsupportedRoomVersion(MatrixError):
     status, errcode = 400, "M_UNSUPPORTED_ROOM_VERSION"
 
 
+class IncompatibleRoomVersion(MatrixError):
+    """A server is to take part in a room of a version that it does not speak: `room_version`."""
+
+    status, errcode = 400, "M_INCOMPATIBLE_ROOM_VERSION"
+
+    def __init__(self, room_version: str) -> None:
+        super().__init__(f"room version {room_version} is not supported", room_version=room_version)
+
+
+class InviteBlocked(MatrixError):
+    """Whoever is invited does not want invites, or not from the one who asks."""
+
+    status, errcode = 403, "M_INVITE_BLOCKED"
+
+
+class UnableToAuthoriseJoin(MatrixError):
+    """Whether the conditions of a restricted room are met cannot be told here."""
+
+    status, errcode = 400, "M_UNABLE_TO_AUTHORISE_JOIN"
+
+
 class UnableToGrantJoin(MatrixError):
     """The conditions of a restricted room are met, but nobody here may let the user in."""
 

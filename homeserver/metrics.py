@@ -58,6 +58,9 @@ class Metrics:
         self.cache_misses = self._counter(
             "lair_cache_misses_total", "Look-ups that each cache did not answer"
         )
+        self.edus_dropped = self._counter(
+            "lair_edus_dropped_total", "EDUs of other servers that were not understood"
+        )
         self.pool_connections = self._gauge("lair_pool_connections", "Database connections by state")
         self._tallies: dict[tuple[str, str], _Tally] = {}
         self._watched: list[tuple[Gauge, dict[str, str], Callable[[], float]]] = []

@@ -9,7 +9,7 @@ import socket
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import yaml
@@ -32,21 +32,25 @@ def free_port() -> int:
 class ServerProcess:
     """`lair-chat serve` on a data folder; the port stays the same over restarts."""
 
-    def __init__(self, folder: Path, settings: dict[str, object] | None = None) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any] | None = None) -> None:
+        """`settings`: beside those of every such server; `listeners` beside the one for clients."""
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._config = folder / "config.yaml"
-        config: dict[str, object] = {
+        own: dict[str, Any] = settings or {}
+        config: dict[str, Any] = {
             "server_name": "lair.test",
             "data_dir": str(folder / "data"),
-            "listeners": [{"bind": "127.0.0.1", "port": self.port}],
             "registration": {"enabled": True, "require_token": False},
             "rate_limits": {"enabled": False},
             "passwords": {"argon2_memory_kib": 64, "argon2_iterations": 1},
             "logging": {"level": "WARNING"},
         }
-        self._config.write_text(yaml.safe_dump(config | (settings or {})))
+        listeners = [{"bind": "127.0.0.1", "port": self.port}, *own.get("listeners", [])]
+        config |= own | {"listeners": listeners}
+        self.name = config["server_name"]
+        self._config.write_text(yaml.safe_dump(config))
         self._process: asyncio.subprocess.Process | None = None
 
     @property

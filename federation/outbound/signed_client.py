@@ -60,13 +60,19 @@ class Unreachable(FederationError):
 
 
 class RequestRefused(FederationError):
-    """The server answered with an error: its status, errcode and text, "" where it gave none."""
+    """The server answered with an error: its status, errcode and text, "" where it gave none.
 
-    def __init__(self, destination: ServerName, status: int, errcode: str, error: str) -> None:
+    `room_version`: that of a room which is of another version than was asked for, where it says so.
+    """
+
+    def __init__(
+        self, destination: ServerName, status: int, errcode: str, error: str, room_version: str = ""
+    ) -> None:
         super().__init__(destination, f"{status} {errcode} {error}".rstrip())
         self.status = status
         self.errcode = errcode
         self.error = error
+        self.room_version = room_version
 
 
 class InvalidResponse(FederationError):
@@ -117,13 +123,14 @@ class SignedClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_response_bytes: int = DEFAULT_MAX_RESPONSE_BYTES,
         ignore_back_off: bool = False,
+        must_accept: bool = False,
     ) -> JsonObject:
         """Send a signed request; the JSON object of its response.
 
         `uri`: path and query, as `uri_of` makes them. `content`: the body, which check_canonical allows.
         Discovery and response together take `timeout_s` at most. `ignore_back_off`: ask now; how it ends
-        counts all the same. Raises DestinationDenied, BackingOff, Unreachable, RequestRefused,
-        InvalidResponse.
+        counts all the same. `must_accept`: the server fails if it refuses, whatever the status. Raises
+        DestinationDenied, BackingOff, Unreachable, RequestRefused, InvalidResponse.
         """
         self._check(destination)
         retry_ts = None if ignore_back_off else self._back_off.retry_ts(destination)
@@ -139,7 +146,8 @@ class SignedClient:
             await self._back_off.failed(destination, 0)
             raise
         content, problem = await _parsed(response)
-        if response.status >= 500 or response.status in _FAILING or (response.status == 200 and problem):
+        fails = response.status >= 500 or response.status in _FAILING or (response.status == 200 and problem)
+        if fails or (must_accept and response.status != 200):
             await self._back_off.failed(destination, _retry_after_ms(response, self._clock()))
         else:
             await self._back_off.succeeded(destination)
@@ -225,7 +233,8 @@ async def _parsed(response: HttpResponse) -> tuple[JsonObject | None, str]:
 def _accepted(destination: ServerName, status: int, content: JsonObject | None, problem: str) -> JsonObject:
     """The object that came with status 200. Raises RequestRefused, InvalidResponse."""
     if status != 200:
-        raise RequestRefused(destination, status, _text(content, "errcode"), _text(content, "error"))
+        texts = (_text(content, key) for key in ("errcode", "error", "room_version"))
+        raise RequestRefused(destination, status, *texts)
     if content is None:
         raise InvalidResponse(destination, problem)
     return content

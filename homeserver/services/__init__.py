@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from homeserver.config import Config
-from homeserver.server_policy import ServerPolicy
 from homeserver.services.account_services import AccountServices
 from homeserver.services.capabilities import Capabilities
-from homeserver.services.destinations import Destinations
+from homeserver.services.federation_services import FederationServices
 from homeserver.services.filters import Filters
 from homeserver.services.lookups import Lookups
 from homeserver.services.profile_changes import ProfileChanges
@@ -20,13 +19,12 @@ from homeserver.services.room_events import RoomEvents
 from homeserver.services.room_history import RoomHistory
 from homeserver.services.room_membership import RoomMembership
 from homeserver.services.room_state import RoomState
-from homeserver.services.server_keys import KeyRing
 from homeserver.services.sync import Sync
 
 
 @dataclass(frozen=True)
-class Services(AccountServices):
-    """All services; those of accounts are inherited."""
+class Services(AccountServices, FederationServices):
+    """All services; those of accounts, and those that deal with other servers, are inherited."""
 
     config: Config
     profiles: Profiles
@@ -42,6 +40,3 @@ class Services(AccountServices):
     room_history: RoomHistory
     room_state: RoomState
     sync: Sync
-    server_policy: ServerPolicy
-    server_keys: KeyRing
-    destinations: Destinations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from federation.outbound.signed_client import (
     BackingOff,
     DestinationDenied,
@@ -11,7 +13,7 @@ from federation.outbound.signed_client import (
 )
 from homeserver.errors import BadGateway, Forbidden, MatrixError, NotFound
 
-_WITHOUT_ANSWER = ("", "M_UNRECOGNIZED")
+WITHOUT_ANSWER: Final = ("", "M_UNRECOGNIZED")
 """The errcodes of a 404 that tells nothing of what was asked for: no homeserver there, no such endpoint."""
 
 
@@ -21,7 +23,7 @@ def as_answer(error: FederationError, missing: str) -> MatrixError:
     The other server's own text is not passed on.
     """
     match error:
-        case RequestRefused(status=404, errcode=errcode) if errcode not in _WITHOUT_ANSWER:
+        case RequestRefused(status=404, errcode=errcode) if errcode not in WITHOUT_ANSWER:
             return NotFound(missing)
         case RequestRefused(status=403):
             return Forbidden(f"{error.destination} does not tell this server")

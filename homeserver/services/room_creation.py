@@ -37,6 +37,7 @@ from homeserver.services.access_tokens import Requester
 from homeserver.services.canonical_aliases import check_aliases_of_new_room
 from homeserver.services.event_building import as_answer, build_event
 from homeserver.services.profiles import Profiles
+from homeserver.services.remote_invites import RemoteInvites
 from homeserver.services.state_changes import check_settable
 from storage.event_batch import NewRoom
 from storage.persister import AliasTaken, Persister
@@ -101,6 +102,7 @@ class RoomCreation:
 
     persister: Persister
     profiles: Profiles
+    remote_invites: RemoteInvites
     server_name: ServerName
     default_version: str
     clock_ms: Callable[[], int]
@@ -110,6 +112,7 @@ class RoomCreation:
     async def create(self, requester: Requester, request: RoomRequest) -> RoomId:
         """Make a room with all that was asked for, or none of it.
 
+        Users of other servers are invited once the room is there; who cannot be invited is left out of it.
         Raises UnsupportedRoomVersion, InvalidParam, InvalidRoomState, RoomInUse, and Forbidden for an invite
         that the room's rules refuse, or a visibility that the configuration does.
         """
@@ -134,6 +137,11 @@ class RoomCreation:
             raise RoomInUse(f"{alias} is taken") from None
         except ProtocolError as error:
             raise as_answer(error) from None
+        await self.remote_invites.invite_all(
+            requester.user_id,
+            room_ids[0],
+            {user_id: drafts.invite_content(user_id) for user_id in drafts.invited_elsewhere()},
+        )
         return room_ids[0]
 
     def _version(self, request: RoomRequest) -> RoomVersion:
@@ -167,9 +175,6 @@ class RoomCreation:
             raise InvalidParam(f"initial_state has at most {MAX_INITIAL_STATE} entries")
         if creator in request.invite:
             raise Forbidden("you are in the room that you make: do not invite yourself")
-        for user_id in request.invite:
-            if server_name_of(user_id) != self.server_name:
-                raise BadRequest(f"{user_id} cannot be invited: this server does not federate yet")
         for state in request.initial_state:
             self._check_state(creator, state, alias)
         if version.privileged_creators:
@@ -280,11 +285,22 @@ class _Drafts:
         return list(drafts.values())
 
     def invites(self) -> list[EventDraft]:
-        direct = {"is_direct": True} if self.request.is_direct else {}
+        """The invites of users of this server."""
         return [
-            EventDraft("m.room.member", {"membership": "invite", **direct, **self.profiles[user_id]}, user_id)
+            EventDraft("m.room.member", {"membership": "invite", **self.invite_content(user_id)}, user_id)
             for user_id in dict.fromkeys(self.request.invite)
+            if server_name_of(user_id) == self.server_name
         ]
+
+    def invited_elsewhere(self) -> list[UserId]:
+        """The users of other servers who are to be invited."""
+        invited = dict.fromkeys(self.request.invite)
+        return [user_id for user_id in invited if server_name_of(user_id) != self.server_name]
+
+    def invite_content(self, user_id: UserId) -> JsonObject:
+        """What an invite says beside its membership."""
+        direct = {"is_direct": True} if self.request.is_direct else {}
+        return {**direct, **self.profiles[user_id]}
 
 
 def _build_room(head: RoomHead, drafts: _Drafts, origin_server_ts: int) -> list[Pdu]:

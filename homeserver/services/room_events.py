@@ -81,18 +81,23 @@ class RoomEvents:
         """Take the content from an event; `what` is the endpoint that was asked, as part of the transaction.
 
         One's own events need only the level to send a redaction, those of others the level `redact`.
-        Raises NotFound for an event that is not in the room, and what `send` raises.
+        Of a room that was joined through another server the event may be older than what is known here:
+        servers that have it know whether the redaction holds. Raises NotFound for an event that is not in
+        the room, and what `send` raises.
         Source: Client-Server API, "Redactions".
         """
         async with self.database.connection() as tx:
             target = await events.load(tx, room_id, event_id)
+            is_known_whole = await events.begins_with_create(tx, room_id)
         draft = EventDraft("m.room.redaction", {**content, "redacts": event_id})
 
         def decide(head: RoomHead) -> list[Pdu]:
             redaction = build_event(head, draft, requester.user_id, self.clock_ms())
             # From here on the requester is in the room, and may know what is in it.
             if target is None:
-                raise NotFound(f"{event_id} is not an event of {room_id}")
+                if is_known_whole:
+                    raise NotFound(f"{event_id} is not an event of {room_id}")
+                return [redaction]
             if target.type in ("m.room.create", "m.room.server_acl"):
                 raise Forbidden(f"{target.type} cannot be redacted")
             create, power_levels = head.event("m.room.create"), head.event("m.room.power_levels")

@@ -5,11 +5,12 @@ Source: Client-Server API, "Room membership".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from homeserver.errors import (
+    BadGateway,
     BadJson,
     BadRequest,
     Forbidden,
@@ -22,35 +23,29 @@ from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.errors import ProtocolError
 from homeserver.protocol.events import EventDraft, Pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId, server_name_of
-from homeserver.protocol.power_levels import PowerLevels, creators_of
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.access_tokens import Requester
 from homeserver.services.event_building import as_answer, build_event, changed_or_current
+from homeserver.services.join_imports import RoomIsHere
 from homeserver.services.notifier import Notifier
+from homeserver.services.out_of_band import OutOfBand
 from homeserver.services.profiles import Profiles
+from homeserver.services.remote_invites import RemoteInvites
+from homeserver.services.remote_joins import RemoteJoins
+from homeserver.services.restricted_joins import (
+    Helpers,
+    NeedsHelpers,
+    authoriser,
+    is_restricted,
+    load_helpers,
+)
 from storage import memberships
 from storage.database import Database
-from storage.memberships import Membership
+from storage.oob_memberships import Standing
 from storage.persister import Persister, UnknownRoom
 from storage.room_heads import RoomHead
 
-AUTHORISER_CANDIDATES: Final = 20
-
 _CAN_BE_KICKED: Final = ("join", "invite", "knock")
-
-
-class _Restricted(Exception):
-    """A join needs an authoriser, and what finds one has not been loaded."""
-
-
-@dataclass(frozen=True)
-class _Helpers:
-    """What decides how someone may enter a restricted room."""
-
-    joined: frozenset[RoomId]
-    """The rooms that the user is in."""
-    members: tuple[UserId, ...]
-    """Some local members of the room to be joined."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +56,58 @@ class RoomMembership:
     database: Database
     profiles: Profiles
     notifier: Notifier
+    out_of_band: OutOfBand
+    remote_joins: RemoteJoins
+    remote_invites: RemoteInvites
     server_name: ServerName
     clock_ms: Callable[[], int]
 
-    async def join(self, requester: Requester, room_id: RoomId, extra: JsonObject) -> EventId:
-        """Join a room that this server is in; `extra` goes into the member event beside what is ours to say.
+    async def join(
+        self, requester: Requester, room_id: RoomId, extra: JsonObject, via: Sequence[ServerName] = ()
+    ) -> EventId:
+        """Join a room; `extra` goes into the member event beside what is ours to say.
 
-        Joining again changes nothing unless the content differs.
-        Raises Forbidden, GuestAccessForbidden, UnableToGrantJoin, and NotFound for a room that is not known.
+        `via`: servers that may be in a room that this server is not in. Joining again changes nothing unless
+        the content differs. Raises Forbidden, GuestAccessForbidden, UnableToGrantJoin, NotFound for a room
+        that nobody knows, and for one that this server is not in what RemoteJoins.join raises.
         """
         user_id = requester.user_id
         profile = (await self.profiles.in_member_events([user_id]))[user_id]
         content = {**profile, **extra, "membership": "join"}
         content.pop(AUTHORISER, None)
+        standing = await self.out_of_band.standing(user_id, room_id)
+        if standing is None or not standing.is_ours:
+            if requester.is_guest:
+                raise GuestAccessForbidden("guests enter only rooms that this server is in")
+            servers = [*_inviting_server(standing), *via]
+            try:
+                return await self.remote_joins.join(user_id, room_id, content, servers)
+            except RoomIsHere:
+                pass  # somebody else of this server has joined it meanwhile
+            except BadGateway:
+                if servers:
+                    raise
+                raise NotFound(f"{room_id} is not known here, nor a server that is in it") from None
+        try:
+            return await self._join_here(requester, room_id, content)
+        except UnableToGrantJoin as unable:
+            try:
+                return await self.remote_joins.join(user_id, room_id, content, via)
+            except (NotFound, RoomIsHere):
+                raise unable from None
+
+    async def _join_here(self, requester: Requester, room_id: RoomId, content: JsonObject) -> EventId:
+        """Join a room that this server is in."""
         try:
             return await self._join(room_id, requester, content, None)
-        except _Restricted:
-            return await self._join(room_id, requester, content, await self._helpers(requester, room_id))
+        except NeedsHelpers:
+            helpers = await load_helpers(self.database, requester.user_nid, room_id, self.server_name)
+            return await self._join(room_id, requester, content, helpers)
         except UnknownRoom:
             raise NotFound(f"{room_id} is not known here") from None
 
     async def _join(
-        self, room_id: RoomId, requester: Requester, content: JsonObject, helpers: _Helpers | None
+        self, room_id: RoomId, requester: Requester, content: JsonObject, helpers: Helpers | None
     ) -> EventId:
         user_id = requester.user_id
 
@@ -93,22 +118,14 @@ class RoomMembership:
             if requester.is_guest and not _lets_guests_in(head):
                 raise GuestAccessForbidden("this room is not open to guests")
             authorised = content
-            if _is_restricted(head, user_id):
+            if is_restricted(head, user_id):
                 if helpers is None:
-                    raise _Restricted
-                authorised = {**content, AUTHORISER: self._authoriser(head, helpers)}
+                    raise NeedsHelpers
+                authorised = {**content, AUTHORISER: authoriser(head, helpers, self.server_name)}
             draft = EventDraft("m.room.member", authorised, user_id)
             return [changed_or_current(head, build_event(head, draft, user_id, self.clock_ms()))]
 
         return await self._append(room_id, decide)
-
-    async def _helpers(self, requester: Requester, room_id: RoomId) -> _Helpers:
-        async with self.database.connection() as tx:
-            joined = await memberships.rooms_of(tx, requester.user_nid, Membership.JOIN)
-            members = await memberships.joined_users_of_server(
-                tx, room_id, self.server_name, AUTHORISER_CANDIDATES
-            )
-        return _Helpers(frozenset(joined), tuple(members))
 
     async def leave(self, requester: Requester, room_id: RoomId, extra: JsonObject) -> EventId:
         """Leave a room, reject an invite to it or retract a knock; leaving twice changes nothing.
@@ -119,6 +136,9 @@ class RoomMembership:
 
     async def leave_as(self, user_id: UserId, room_id: RoomId, extra: JsonObject) -> EventId:
         """What `leave` does, for a user who has no session any more."""
+        rejected = await self.out_of_band.reject(user_id, room_id, extra)
+        if rejected is not None:
+            return rejected
 
         def check(current: object) -> None:
             if current not in (*_CAN_BE_KICKED, "leave"):
@@ -132,9 +152,9 @@ class RoomMembership:
     async def invite(
         self, requester: Requester, room_id: RoomId, user_id: UserId, extra: JsonObject
     ) -> EventId:
-        """Invite a user. Raises Forbidden."""
+        """Invite a user. Raises Forbidden; for a user of another server what RemoteInvites.invite raises."""
         if server_name_of(user_id) != self.server_name:
-            raise Forbidden(f"{user_id} cannot be invited: this server does not federate yet")
+            return await self.remote_invites.invite(requester.user_id, room_id, user_id, extra)
         profile = (await self.profiles.in_member_events([user_id]))[user_id]
         return await self._change_of_other(requester, room_id, user_id, "invite", {**profile, **extra})
 
@@ -196,35 +216,6 @@ class RoomMembership:
                 raise BadRequest(f"you have not left {room_id}")
         self.notifier.forgotten(requester.user_id, room_id)
 
-    def _authoriser(self, head: RoomHead, helpers: _Helpers) -> UserId:
-        """The local user through whom someone enters a restricted room.
-
-        Raises Forbidden when no condition is met, UnableToGrantJoin when nobody here may invite.
-        Source: Client-Server API, "Restricted rooms"; Server-Server API, "Restricted rooms".
-        """
-        rules = head.event("m.room.join_rules")
-        allow = rules.content.get("allow") if rules is not None else None
-        if not any(
-            _lets_in(condition, helpers.joined) for condition in (allow if isinstance(allow, list) else ())
-        ):
-            raise Forbidden("you are in none of the rooms whose members may join")
-        create = head.event("m.room.create")
-        assert create is not None
-        power_levels = head.event("m.room.power_levels")
-        levels = PowerLevels.of(head.version, create, power_levels)
-        named = power_levels.content.get("users") if power_levels is not None else None
-        known = (*creators_of(head.version, create), *(named if isinstance(named, dict) else ()))
-        able = [
-            candidate
-            for candidate in dict.fromkeys((*known, *helpers.members))
-            if candidate.endswith(f":{self.server_name}") and levels.user_level(candidate) >= levels.invite
-        ]
-        members = head.events([("m.room.member", candidate) for candidate in able])
-        for (_, candidate), member in members.items():
-            if member.membership == "join":
-                return UserId(candidate)
-        raise UnableToGrantJoin("nobody on this server may let you in")
-
     async def _change_of_other(
         self,
         requester: Requester,
@@ -271,6 +262,13 @@ class RoomMembership:
             raise as_answer(error) from None
 
 
+def _inviting_server(standing: Standing | None) -> list[ServerName]:
+    """The server of who invited the user to a room that this server is not in: it expects the user."""
+    if standing is None or standing.event is None or not standing.out_of_band:
+        return []
+    return [server_name_of(standing.event.sender)]
+
+
 def _says_again(current: Pdu, content: JsonObject) -> bool:
     """Whether a member has joined with this content already; by whom they were let in is no part of it."""
     said = {key: value for key, value in current.content.items() if key != AUTHORISER}
@@ -282,26 +280,7 @@ def _has_membership(current: object) -> None:
         raise Forbidden("this user is not in the room")
 
 
-def _is_restricted(head: RoomHead, user_id: UserId) -> bool:
-    """Whether this user enters the room only by the conditions of its join rules."""
-    rules = head.event("m.room.join_rules")
-    own = head.event("m.room.member", user_id)
-    return (
-        rules is not None
-        and rules.content.get("join_rule") in head.version.restricted_join_rules
-        and (own is None or own.membership not in ("join", "invite"))
-    )
-
-
 def _lets_guests_in(head: RoomHead) -> bool:
     """Whether guests may join. Source: Client-Server API, "m.room.guest_access"."""
     guest_access = head.event("m.room.guest_access")
     return guest_access is not None and guest_access.content.get("guest_access") == "can_join"
-
-
-def _lets_in(condition: object, joined: Collection[RoomId]) -> bool:
-    """Whether an entry of join_rules' `allow` is met; malformed ones are met by nobody."""
-    if not isinstance(condition, dict) or condition.get("type") != "m.room_membership":
-        return False
-    room_id = condition.get("room_id")
-    return isinstance(room_id, str) and room_id in joined

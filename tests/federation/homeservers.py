@@ -34,11 +34,8 @@ def federation_settings(authority: Authority) -> dict[str, Any]:
     }
 
 
-@asynccontextmanager
-async def running_homeserver(
-    postgres_url: str, authority: Authority, folder: Path
-) -> AsyncIterator[RunningServer]:
-    """A server on a loopback address of its own, named by it. `folder`: for its certificate."""
+def listener_of(authority: Authority, folder: Path) -> tuple[str, dict[str, Any]]:
+    """A loopback address of a server's own, and the listener there. `folder`: for its certificate."""
     address = f"127.{randint(1, 254)}.{randint(1, 254)}.{randint(1, 254)}"
     certificate = authority.ca.issue_cert(address)
     files = {name: folder / f"{address}-{name}.pem" for name in ("certificate", "private_key")}
@@ -46,6 +43,15 @@ async def running_homeserver(
     for pem in certificate.cert_chain_pems:
         pem.write_to_path(str(files["certificate"]), append=True)
     tls = {name: str(file) for name, file in files.items()}
+    return address, {"bind": address, "port": 8448, "apis": ["federation"], "tls": tls}
+
+
+@asynccontextmanager
+async def running_homeserver(
+    postgres_url: str, authority: Authority, folder: Path
+) -> AsyncIterator[RunningServer]:
+    """A server on a loopback address of its own, named by it. `folder`: for its certificate."""
+    address, listener = listener_of(authority, folder)
     async with (
         new_database(postgres_url) as database_url,
         running_server(
@@ -53,7 +59,7 @@ async def running_homeserver(
             server_name=f"{address}:8448",
             listeners=[
                 {"port": 0, "apis": ["client", "federation"]},
-                {"bind": address, "port": 8448, "apis": ["federation"], "tls": tls},
+                listener,
             ],
             federation=federation_settings(authority),
         ) as server,
@@ -66,9 +72,17 @@ def name_of(server: RunningServer) -> ServerName:
     return server.services.config.server_name
 
 
-async def ask(server: RunningServer, peer: Peer, uri: str, content: dict[str, Any] | None = None) -> Response:
-    """A signed request of a peer's: GET, or POST where there is content."""
-    method, body = ("GET", b"") if content is None else ("POST", canonical_json(content))
+async def ask(
+    server: RunningServer,
+    peer: Peer,
+    uri: str,
+    content: dict[str, Any] | None = None,
+    *,
+    method: str | None = None,
+) -> Response:
+    """A signed request of a peer's: GET, or POST where there is content, unless `method` says otherwise."""
+    method = method or ("GET" if content is None else "POST")
+    body = b"" if content is None else canonical_json(content)
     headers = {"Authorization": peer.sign(method, uri, name_of(server), body)}
     url = URL(server.url + uri, encoded=True)
     async with server.http.request(method, url, data=body or None, headers=headers) as answer:

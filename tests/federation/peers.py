@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,10 +11,12 @@ from ipaddress import ip_network
 from pathlib import Path
 from random import randint
 from typing import Any, Final
+from urllib.parse import unquote
 
 import orjson
 import trustme
 from aiohttp import web
+from multidict import MultiMapping
 
 from federation.outbound.server_discovery import ServerDiscovery
 from federation.outbound.signed_client import SignedClient
@@ -37,6 +40,10 @@ LOOPBACK: Final = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
 
 Answer = web.StreamResponse
 Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
+
+KEY_LIST: Final = "/_matrix/key/v2/server"
+KEY_QUERY: Final = "/_matrix/key/v2/query"
+SEND: Final = "/_matrix/federation/v1/send/{txn_id}"
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,47 @@ async def https_server(
 
 
 def json_answer(content: Any, status: int = 200, **headers: str) -> web.Response:
+    headers = {"Content-Type": "application/json", **headers}
     return web.Response(body=orjson.dumps(content), status=status, headers=headers)
+
+
+def error_answer(status: int, errcode: str) -> web.Response:
+    return json_answer({"errcode": errcode, "error": "?"}, status)
+
+
+async def _finished(answer: Answer | Awaitable[Answer]) -> Answer:
+    return answer if isinstance(answer, web.StreamResponse) else await answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that a route leads to. `names`: what stands where its path has names, decoded."""
+
+    peer: Peer
+    names: Mapping[str, str]
+    query: MultiMapping[str]
+    content: Any
+    """The JSON of the body; None where there is none."""
+
+
+RouteHandler = Callable[[Asked], Answer | Awaitable[Answer] | None]
+"""Answers a request, or returns None: then it is none of its business, and other routes are looked at."""
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """What came in a transaction."""
+
+    txn_id: str
+    content: dict[str, Any]
 
 
 @dataclass
 class Peer:
-    """Another homeserver. `keys`: those in use; `old_keys` and `valid_until_ts`: what its list says."""
+    """Another homeserver. `keys`: those in use; `old_keys` and `valid_until_ts`: what its list says.
+
+    `answers`: to requests of a path; all other requests go to the routes, the newest first.
+    """
 
     name: ServerName
     clock: MovableClock
@@ -126,6 +168,35 @@ class Peer:
     old_keys: dict[str, VerifyKey] = field(default_factory=dict)
     valid_until_ts: int | None = None
     answers: dict[str, Callable[[], Answer | Awaitable[Answer]]] = field(default_factory=dict)
+    transactions: list[Transaction] = field(default_factory=list)
+    """Those that it took, in their order."""
+    _routes: list[tuple[str, re.Pattern[str], RouteHandler]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self.route("GET", KEY_LIST, lambda _asked: json_answer(self.response()))
+        self.route("PUT", SEND, self._take)
+
+    def route(self, method: str, path: str, handler: RouteHandler) -> None:
+        """Let a handler answer requests of a path, whose segments may be `{name}`: any text, but no slash."""
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path))
+        self._routes.insert(0, (method, re.compile(pattern), handler))
+
+    async def answer(self, request: web.BaseRequest) -> Answer:
+        """What it answers; M_UNRECOGNIZED to what it does not know."""
+        if (known := self.answers.get(request.path)) is not None:
+            return await _finished(known())
+        path, body = request.raw_path.partition("?")[0], await request.read()
+        for method, pattern, handler in self._routes:
+            if method == request.method and (match := pattern.fullmatch(path)) is not None:
+                names = {name: unquote(text) for name, text in match.groupdict().items()}
+                given = handler(Asked(self, names, request.query, orjson.loads(body) if body else None))
+                if given is not None:
+                    return await _finished(given)
+        return error_answer(404, "M_UNRECOGNIZED")
+
+    def _take(self, asked: Asked) -> Answer:
+        self.transactions.append(Transaction(asked.names["txn_id"], asked.content))
+        return json_answer({"pdus": {}})
 
     def response(self) -> dict[str, Any]:
         """The list of its keys."""
@@ -164,23 +235,13 @@ class Peer:
         return sign_json(response, self.name, self.keys[0])
 
 
-KEY_LIST: Final = "/_matrix/key/v2/server"
-KEY_QUERY: Final = "/_matrix/key/v2/query"
-
-
 @asynccontextmanager
 async def running_peer(authority: Authority, clock: MovableClock) -> AsyncIterator[Peer]:
     """A homeserver on a loopback address of its own, named by it."""
     address = f"127.{randint(1, 254)}.{randint(1, 254)}.{randint(1, 254)}"
 
     async def handler(request: web.BaseRequest) -> Answer:
-        answer = peer.answers.get(request.path)
-        if answer is not None:
-            given = answer()
-            return given if isinstance(given, web.StreamResponse) else await given
-        if request.path == KEY_LIST:
-            return json_answer(peer.response())
-        return json_answer({"errcode": "M_UNRECOGNIZED", "error": "?"}, 404)
+        return await peer.answer(request)
 
     async with https_server(authority.server_context(address), handler, address=address) as server:
         peer = Peer(ServerName(f"{address}:{server.port}"), clock, [new_signing_key()], server)

@@ -1,0 +1,114 @@
+"""Membership events that we send into rooms that we are not in, from templates of servers that are.
+
+We sign only what we have made: of a template nothing is taken but where the event goes (the room version,
+prev_events, auth_events and depth), and who lets a user into a restricted room.
+Source: Server-Server API, "Joining Rooms", "Leaving Rooms", "Restricted rooms".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from homeserver.protocol.auth_events import AUTHORISER
+from homeserver.protocol.canonical_json import MAX_INTEGER
+from homeserver.protocol.errors import InvalidEvent, InvalidIdentifier, UnknownRoomVersion
+from homeserver.protocol.events import EventDraft, Pdu, build_pdu
+from homeserver.protocol.identifiers import (
+    EventId,
+    RoomId,
+    ServerName,
+    UserId,
+    is_user_id,
+    parse_event_id,
+    server_name_of,
+)
+from homeserver.protocol.room_versions import RoomVersion, room_version
+from homeserver.protocol.strict_json import JsonObject
+
+_WITHOUT_VERSION: Final = "1"
+"""What a server means that names no room version."""
+
+
+def version_of_template(answer: JsonObject) -> RoomVersion:
+    """The version of the room that an answer to make_join or make_leave is about.
+
+    Raises UnknownRoomVersion, also for what is no version at all.
+    """
+    version = answer.get("room_version", _WITHOUT_VERSION)
+    if not isinstance(version, str):
+        raise UnknownRoomVersion("the room version is no string")
+    return room_version(version)
+
+
+def build_from_template(
+    version: RoomVersion,
+    template: object,
+    *,
+    server_name: ServerName,
+    room_id: RoomId,
+    user_id: UserId,
+    membership: Literal["join", "leave"],
+    content: JsonObject,
+    origin_server_ts: int,
+) -> Pdu:
+    """The membership event of a user of ours, hashed but not signed.
+
+    `template`: the `event` that `server_name` proposes, any JSON value. `content`: what the event says beside
+    its membership; an authoriser in it is left out, and taken from the template where that is for a join
+    into a restricted room. Raises InvalidEvent for a template of another event, or one without a place for
+    it; EventTooLarge and BadJson for a content that no event can have.
+    """
+    if not isinstance(template, dict):
+        raise InvalidEvent("the template is no object")
+    proposed = template.get("content")
+    if not isinstance(proposed, dict):
+        raise InvalidEvent("the content of the template is no object")
+    wanted = {"type": "m.room.member", "room_id": room_id, "sender": user_id, "state_key": user_id}
+    for key, value in wanted.items():
+        if template.get(key) != value:
+            raise InvalidEvent(f"the template has another {key}")
+    if proposed.get("membership") != membership:
+        raise InvalidEvent(f"the template is not for a {membership}")
+    said = {key: value for key, value in content.items() if key != AUTHORISER}
+    said["membership"] = membership
+    if membership == "join" and version.restricted_join_rules and AUTHORISER in proposed:
+        said[AUTHORISER] = _authoriser(proposed[AUTHORISER], server_name)
+    return build_pdu(
+        version,
+        room_id=room_id,
+        draft=EventDraft("m.room.member", said, user_id),
+        sender=user_id,
+        prev_events=_event_ids(template, "prev_events"),
+        auth_events=_event_ids(template, "auth_events"),
+        depth=_depth(template.get("depth")),
+        origin_server_ts=origin_server_ts,
+    )
+
+
+def _authoriser(named: Any, server_name: ServerName) -> UserId:
+    """Who lets the user in: somebody of the server that proposes it, for only that server can sign for it."""
+    if not is_user_id(named) or server_name_of(named) != server_name:
+        raise InvalidEvent(f"{AUTHORISER} is no user of {server_name}")
+    return UserId(named)
+
+
+def _event_ids(template: JsonObject, key: str) -> list[EventId]:
+    """The event IDs of a list, each once."""
+    listed = template.get(key)
+    if not isinstance(listed, list) or not listed:
+        raise InvalidEvent(f"{key} is no list of events")
+    event_ids: dict[EventId, None] = {}
+    for event_id in listed:
+        if not isinstance(event_id, str):
+            raise InvalidEvent(f"{key} holds what is no string")
+        try:
+            event_ids[parse_event_id(event_id)] = None
+        except InvalidIdentifier as error:
+            raise InvalidEvent(f"{key}: {error}") from None
+    return list(event_ids)
+
+
+def _depth(depth: Any) -> int:
+    if type(depth) is not int or not 0 <= depth <= MAX_INTEGER:
+        raise InvalidEvent("the depth is no depth")
+    return depth

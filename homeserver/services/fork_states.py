@@ -1,0 +1,287 @@
+"""The states of a room's forks, and the one state that they come to.
+
+A state is what differs from the trunk: so forks cost what they differ in, however large the room is.
+Source: Server-Server API, "Room State Resolution"; Room Version 12, "State resolution".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from homeserver.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS, auth_state_keys
+from homeserver.protocol.errors import MissingEvents
+from homeserver.protocol.events import Pdu, StateKey
+from homeserver.protocol.room_versions import RoomVersion
+from homeserver.protocol.state_resolution import (
+    AuthGraph,
+    Conflicts,
+    find_overlay_conflicts,
+    resolve_conflicts,
+)
+from homeserver.services.bounded_cache import BoundedCache
+from storage import room_state, state_deltas, stored_places
+from storage.auth_graphs import AuthGraphs
+from storage.database import Database
+from storage.dictionaries import Dictionaries
+from storage.packed_state import REMOVED, Key, StateEntries
+from storage.room_heads import RoomRef
+from storage.room_state import StateAt
+from storage.state_deltas import Delta, ForkState
+from storage.stored_places import StoredBody, StoredPlace
+
+REMEMBERED_ENTRIES: Final = 500_000
+"""Of the whole states of rooms that have forked, all together."""
+REMEMBERED_BODIES: Final = 20_000
+RESOLVED_HERE: Final = 200
+"""A resolution that replays more events is computed in a thread."""
+ENTRIES_COMPARED_HERE: Final = 20_000
+MAX_ROUNDS: Final = 10
+"""How often a resolution may ask for more events: two are foreseen."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewNode:
+    """An event that is not stored yet, for the auth graph."""
+
+    nid: int
+    pdu: Pdu
+    auth_nids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trunk:
+    """The whole state of a room at a version."""
+
+    ver: int
+    entries: StateEntries
+
+
+@dataclass(frozen=True)
+class ForkStates:
+    """Reads the states of forks and resolves them. Takes connections by itself: hold none while asking."""
+
+    database: Database
+    dictionaries: Dictionaries
+    graphs: AuthGraphs
+    _bodies: BoundedCache[int, StoredBody] = field(
+        default_factory=lambda: BoundedCache(REMEMBERED_BODIES), init=False, repr=False
+    )
+    """Events that resolutions have replayed. One that was redacted meanwhile says the same to the rules."""
+    _trunks: BoundedCache[int, _Trunk] = field(
+        default_factory=lambda: BoundedCache(REMEMBERED_ENTRIES), init=False, repr=False
+    )
+
+    async def after(self, places: Iterable[StoredPlace]) -> dict[int, ForkState]:
+        """The states after some events that have a place, by their numbers."""
+        places = list(places)
+        wanted = {place.state_delta for place in places if not place.is_sole} - {None}
+        deltas: dict[int, Delta] = {}
+        if wanted:
+            async with self.database.connection() as tx:
+                deltas = await state_deltas.load(tx, [delta for delta in wanted if delta is not None])
+        states: dict[int, ForkState] = {}
+        for place in places:
+            if place.is_sole:
+                assert place.seq is not None
+                states[place.nid] = ForkState(place.seq)
+                continue
+            state = ForkState(place.before_ver)
+            if place.state_delta is not None:
+                state = ForkState(place.before_ver, {}, place.state_delta, deltas[place.state_delta])
+            if place.key is not None and not place.is_rejected:
+                state = state.after(place.key, place.nid)
+            states[place.nid] = state
+        return states
+
+    async def resolve(
+        self,
+        room: RoomRef,
+        now: int,
+        states: Sequence[ForkState],
+        new: NewNode | None = None,
+    ) -> StateEntries:
+        """The state that some states come to, as what differs from trunk(now): 0 for a removed key.
+
+        `now`: the newest version of the trunk; none of the states builds on a newer one. `new`: the event
+        that is about to be stored, where one of the states has it.
+        """
+        overlays = [await self.relative(room.nid, state, now) for state in states]
+        first = overlays[0]
+        if all(overlay == first for overlay in overlays[1:]):
+            return first
+        trunk = await self._trunk(room.nid, now)
+        nids = {nid for overlay in overlays for nid in overlay.values() if nid != REMOVED}
+        nids.update(nid for overlay in overlays for key in overlay if (nid := trunk.entries.get(key)))
+        if new is not None:
+            nids.discard(new.nid)
+            nids.update(new.auth_nids)
+        async with self.graphs.using(room.nid):
+            async with self.database.connection() as tx:
+                graph = await self.graphs.graph(tx, room.nid, [*trunk.entries.values(), *nids])
+            if new is not None:
+                is_power_levels = (new.pdu.type, new.pdu.state_key) == POWER_LEVELS
+                graph.add(new.nid, new.auth_nids, is_power_levels=is_power_levels)
+            work = _Resolution(self.database, self.dictionaries, self._bodies, room, trunk.entries, graph)
+            return await work.run(overlays, new)
+
+    async def relative(self, room_nid: int, state: ForkState, now: int) -> StateEntries:
+        """What differs in a state from trunk(now): 0 for a key that it lacks."""
+        differences = state.differences()
+        if state.ver >= now and not differences:
+            return {}
+        async with self.database.connection() as tx:
+            if state.ver < now:
+                changed = await room_state.changed(tx, room_nid, state.ver, now)
+                if changed:
+                    older = await room_state.of_keys(tx, StateAt(room_nid, state.ver), changed)
+                    differences = {key: older.get(key, REMOVED) for key in changed} | differences
+            if not differences:
+                return {}
+            current = await room_state.of_keys(tx, StateAt(room_nid, now), differences)
+        return {key: nid for key, nid in differences.items() if current.get(key, REMOVED) != nid}
+
+    async def of_keys(
+        self, room: RoomRef, now: int, overlay: StateEntries, keys: Collection[StateKey]
+    ) -> dict[StateKey, Pdu]:
+        """The events of some keys in the state that differs from trunk(now) by an overlay."""
+        numbers = await key_numbers(self.dictionaries, keys)
+        async with self.database.connection() as tx:
+            found = await room_state.of_keys(tx, StateAt(room.nid, now), list(numbers.values()))
+            found |= {key: overlay[key] for key in numbers.values() if key in overlay}
+            nids = {name: nid for name, key in numbers.items() if (nid := found.get(key, REMOVED)) != REMOVED}
+            events = await stored_places.bodies_by_nid(tx, room, set(nids.values()))
+        return {name: events[nid].pdu for name, nid in nids.items()}
+
+    async def _trunk(self, room_nid: int, now: int) -> _Trunk:
+        """The whole state of a room at a version, which is kept up with by what changed since."""
+        known = self._trunks.get(room_nid)
+        if known is not None and known.ver == now:
+            return known
+        async with self.database.connection() as tx:
+            if known is None or known.ver > now:
+                entries = await room_state.whole(tx, StateAt(room_nid, now))
+            else:
+                entries = known.entries | await room_state.changed(tx, room_nid, known.ver, now)
+                entries = {key: nid for key, nid in entries.items() if nid != REMOVED}
+        trunk = _Trunk(now, entries)
+        self._trunks.put(room_nid, trunk, len(entries) + 1)
+        return trunk
+
+
+async def key_numbers(dictionaries: Dictionaries, keys: Collection[StateKey]) -> dict[StateKey, Key]:
+    """The numbers of keys of state; those that nothing here names are left out."""
+    types = await dictionaries.event_types.find_nids({event_type for event_type, _ in keys})
+    state_keys = await dictionaries.atoms.find_nids({state_key for _, state_key in keys})
+    return {
+        (event_type, state_key): (types[event_type], state_keys[state_key])
+        for event_type, state_key in keys
+        if event_type in types and state_key in state_keys
+    }
+
+
+class _NumberedState(Mapping[StateKey, int]):
+    """A state in numbers, asked in words. `numbers`: of every key that will be asked for."""
+
+    def __init__(self, entries: StateEntries, numbers: Mapping[StateKey, Key]) -> None:
+        self._entries = entries
+        self._numbers = numbers
+
+    def __getitem__(self, name: StateKey) -> int:
+        return self._entries[self._numbers[name]]
+
+    def __iter__(self) -> Iterator[StateKey]:
+        return (name for name, key in self._numbers.items() if key in self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def values(self) -> Collection[int]:  # type: ignore[override]
+        """The events of the whole state, those of keys without a name here too."""
+        return self._entries.values()
+
+
+@dataclass
+class _Resolution:
+    """One resolution: its events are loaded as it asks for them."""
+
+    database: Database
+    dictionaries: Dictionaries
+    bodies: BoundedCache[int, StoredBody]
+    room: RoomRef
+    trunk: StateEntries
+    graph: AuthGraph[int]
+    numbers: dict[StateKey, Key] = field(default_factory=dict)
+    events: dict[int, Pdu] = field(default_factory=dict)
+    rejected: set[int] = field(default_factory=set)
+    absent: set[int] = field(default_factory=set)
+
+    async def run(self, overlays: Sequence[StateEntries], new: NewNode | None) -> StateEntries:
+        names = await self._names({key for overlay in overlays for key in overlay})
+        self.numbers.update(await key_numbers(self.dictionaries, [CREATE, POWER_LEVELS, JOIN_RULES]))
+        base = _NumberedState(self.trunk, self.numbers)
+        in_words = [
+            {names[key]: nid if nid != REMOVED else None for key, nid in overlay.items()}
+            for overlay in overlays
+        ]
+        version = self.room.version
+        if len(self.trunk) > ENTRIES_COMPARED_HERE:
+            conflicts = await asyncio.to_thread(find_overlay_conflicts, version, base, in_words, self.graph)
+        else:
+            conflicts = find_overlay_conflicts(version, base, in_words, self.graph)
+        if new is not None:
+            await self._take({new.nid: new.pdu})
+        for _ in range(MAX_ROUNDS):
+            try:
+                changes = await self._replay(version, conflicts)
+            except MissingEvents as missing:
+                await self._load({ref for ref in missing.references if isinstance(ref, int)})
+            else:
+                return {self.numbers[name]: REMOVED if nid is None else nid for name, nid in changes.items()}
+        raise RuntimeError("a state resolution asks for ever more events")
+
+    async def _replay(self, version: RoomVersion, conflicts: Conflicts[int]) -> dict[StateKey, int | None]:
+        if len(conflicts.full_conflicted_set) <= RESOLVED_HERE:
+            return resolve_conflicts(
+                version, conflicts, self.events, self.graph, rejected=self.rejected, absent=self.absent
+            )
+        return await asyncio.to_thread(
+            resolve_conflicts,
+            version,
+            conflicts,
+            self.events,
+            self.graph,
+            rejected=self.rejected,
+            absent=self.absent,
+        )
+
+    async def _load(self, nids: set[int]) -> None:
+        found = {nid: body for nid in nids if (body := self.bodies.get(nid)) is not None}
+        if missing := nids - set(found):
+            async with self.database.connection() as tx:
+                loaded = await stored_places.bodies_by_nid(tx, self.room, missing)
+            for nid, body in loaded.items():
+                self.bodies.put(nid, body, 1)
+            found |= loaded
+        self.absent |= nids - set(found)
+        self.rejected |= {nid for nid, body in found.items() if body.is_rejected}
+        await self._take({nid: body.pdu for nid, body in found.items()})
+
+    async def _take(self, events: Mapping[int, Pdu]) -> None:
+        """Take some events, and find the numbers of all that the auth rules read for them."""
+        self.events.update(events)
+        keys: set[StateKey] = set()
+        for pdu in events.values():
+            if pdu.state_key is not None:
+                keys.add(pdu.key)
+            keys.update(auth_state_keys(self.room.version, pdu.type, pdu.sender, pdu.state_key, pdu.content))
+        self.numbers.update(await key_numbers(self.dictionaries, keys - set(self.numbers)))
+
+    async def _names(self, keys: Collection[Key]) -> dict[Key, StateKey]:
+        types = await self.dictionaries.event_types.texts({type_nid for type_nid, _ in keys})
+        state_keys = await self.dictionaries.atoms.texts({skey_nid for _, skey_nid in keys})
+        names = {(type_nid, skey_nid): (types[type_nid], state_keys[skey_nid]) for type_nid, skey_nid in keys}
+        self.numbers.update({name: key for key, name in names.items()})
+        return names

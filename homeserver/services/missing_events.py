@@ -1,0 +1,287 @@
+"""Filling gaps: fetching the events before one that came, its auth events, and the state where a gap stays.
+
+Everything is bounded: how many servers are asked, how often, for how many events; what is larger than a bound
+stays a gap. Nothing is locked meanwhile. What comes passes the gate, like everything from outside.
+Source: Server-Server API, "Retrieving event authorization", "Backfilling and retrieving missing events".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Final
+
+from federation.outbound import room_requests
+from federation.outbound.room_requests import StateIdsAnswer
+from federation.outbound.signed_client import FederationError, SignedClient
+from homeserver.protocol.errors import InvalidIdentifier
+from homeserver.protocol.events import Pdu
+from homeserver.protocol.identifiers import EventId, ServerName, parse_event_id
+from homeserver.services.fork_states import ForkStates
+from homeserver.services.outliers import Outliers
+from homeserver.services.pdu_gate import PduGate
+from storage import room_state, stored_places
+from storage.database import Database
+from storage.packed_state import REMOVED, StateEntries
+from storage.room_heads import RoomHead, RoomRef
+from storage.room_state import StateAt
+from storage.state_deltas import ForkState
+
+log = logging.getLogger(__name__)
+
+EVENTS_AT_ONCE: Final = 20
+"""How many missing events one request asks for: as many as most servers give."""
+MAX_ROUNDS: Final = 5
+"""So many requests at most lead back from an event; what is older stays a gap."""
+MAX_FETCHED_EVENTS: Final = 5000
+"""Of a state, so many events at most are fetched one by one."""
+FETCHES_AT_ONCE: Final = 10
+ONE_BY_ONE_UP_TO: Final = 10
+"""If more than one in so many events of a state is not here, the whole state is asked for."""
+MAX_SERVERS: Final = 3
+
+
+@dataclass(frozen=True)
+class MissingEvents:
+    """Asks other servers for events of a room that we lack."""
+
+    database: Database
+    client: SignedClient
+    gate: PduGate
+    outliers: Outliers
+    forks: ForkStates
+
+    async def before(
+        self, room: RoomRef, head: RoomHead, pdu: Pdu, servers: Sequence[ServerName]
+    ) -> list[Pdu]:
+        """Events between a room's forward extremities and an event, verified, the oldest first.
+
+        They need not close the gap. What is older than the room's first event here is history, which is not
+        asked for. `servers`: those that may have the events, asked in turn until one gives any.
+        """
+        async with self.database.connection() as tx:
+            min_depth = await stored_places.first_depth(tx, room.nid)
+        found: dict[EventId, Pdu] = {}
+        latest = {pdu.event_id}
+        for _ in range(MAX_ROUNDS):
+            new = await self._ask_before(room, head, latest, min_depth, servers)
+            new = [one for one in new if one.event_id not in found and one.event_id not in latest]
+            new = [one for one in new if one.depth >= min_depth]
+            found |= {one.event_id: one for one in new}
+            missing = await self._missing_parents(room, [pdu, *found.values()], found)
+            if not new or not missing:
+                break
+            latest = {one.event_id for one in new if missing & set(one.prev_events)}
+        return parents_first(found.values())
+
+    async def _ask_before(
+        self,
+        room: RoomRef,
+        head: RoomHead,
+        latest: Collection[EventId],
+        min_depth: int,
+        servers: Sequence[ServerName],
+    ) -> list[Pdu]:
+        for server_name in servers[:MAX_SERVERS]:
+            try:
+                events = await room_requests.get_missing_previous_events(
+                    self.client,
+                    server_name,
+                    room.room_id,
+                    earliest_events=head.prev_events,
+                    latest_events=latest,
+                    limit=EVENTS_AT_ONCE,
+                    min_depth=min_depth,
+                )
+            except FederationError as error:
+                log.info("missing events of %s cannot be fetched: %s", room.room_id, error)
+                continue
+            if verified := await self._verified(room, events[:EVENTS_AT_ONCE]):
+                return verified
+        return []
+
+    async def _missing_parents(
+        self, room: RoomRef, pdus: Iterable[Pdu], found: Collection[EventId]
+    ) -> set[EventId]:
+        """Those prev_events that are neither among the events found nor stored with a place."""
+        wanted = {event_id for pdu in pdus for event_id in pdu.prev_events} - set(found)
+        async with self.database.connection() as tx:
+            places = await stored_places.load(tx, room.nid, wanted)
+        return {event_id for event_id in wanted if event_id not in places or places[event_id].is_outlier}
+
+    async def auth_events(
+        self, room: RoomRef, pdu: Pdu, missing: Collection[EventId], servers: Sequence[ServerName]
+    ) -> bool:
+        """Fetch and store the auth events that an event lacks; whether all of them are here now."""
+        for server_name in servers[:MAX_SERVERS]:
+            try:
+                chain = await room_requests.get_event_auth(
+                    self.client, server_name, room.room_id, pdu.event_id
+                )
+                await self.outliers.store(room, await self._verified(room, chain))
+            except FederationError as error:
+                log.info("the auth chain of %s cannot be fetched: %s", pdu.event_id, error)
+            still_missing = await self._not_stored(room, missing)
+            if still_missing:
+                await self._fetch_with_auth_events(room, server_name, still_missing)
+            if not await self._not_stored(room, missing):
+                return True
+        return False
+
+    async def state_before(
+        self,
+        room: RoomRef,
+        head: RoomHead,
+        pdu: Pdu,
+        missing: Collection[EventId],
+        servers: Sequence[ServerName],
+    ) -> ForkState | None:
+        """The state before an event some of whose parents nobody gives us, as another server has it.
+
+        None where no server tells it. Source: Server-Server API, GET /_matrix/federation/v1/state_ids.
+        """
+        for server_name in servers[:MAX_SERVERS]:
+            states: list[ForkState] = []
+            try:
+                states += [await self._state_after(room, head, event_id, server_name) for event_id in missing]
+            except (FederationError, IncompleteState) as error:
+                log.info("the state at %s cannot be had: %s", pdu.event_id, error)
+                continue
+            async with self.database.connection() as tx:
+                parents = await stored_places.load(tx, room.nid, set(pdu.prev_events) - set(missing))
+            states += (await self.forks.after(parents.values())).values()
+            if len(states) == 1:
+                return states[0]
+            now = head.state_ver
+            return ForkState(now, await self.forks.resolve(room, now, states))
+        return None
+
+    async def _state_after(
+        self, room: RoomRef, head: RoomHead, event_id: EventId, server_name: ServerName
+    ) -> ForkState:
+        """The state after an event that is not here. Raises IncompleteState."""
+        ids = await room_requests.get_room_state_ids(self.client, server_name, room.room_id, event_id)
+        wanted = _event_ids(ids.pdu_ids)
+        await self._complete(room, server_name, event_id, ids)
+        await self._fetch_with_auth_events(room, server_name, [event_id])
+        async with self.database.connection() as tx:
+            stored = await stored_places.bodies(tx, room, [*wanted, event_id])
+            places = await stored_places.load(tx, room.nid, [*wanted, event_id])
+            entries: StateEntries = {}
+            for state_id in [*wanted, event_id]:
+                body = stored.get(state_id)
+                if body is None:
+                    raise IncompleteState(f"{state_id} cannot be had")
+                key = places[state_id].key
+                if key is not None and not body.is_rejected:
+                    entries[key] = body.nid
+            if not any(stored[one].pdu.type == "m.room.create" for one in wanted):
+                raise IncompleteState("a state without a create event")
+            now = head.state_ver
+            current = await room_state.whole(tx, StateAt(room.nid, now))
+        removed = dict.fromkeys(current.keys() - entries.keys(), REMOVED)
+        changed = {key: nid for key, nid in entries.items() if current.get(key) != nid}
+        return ForkState(now, removed | changed)
+
+    async def _complete(
+        self, room: RoomRef, server_name: ServerName, event_id: EventId, ids: StateIdsAnswer
+    ) -> None:
+        """Fetch and store what is not here of a state and its auth chains."""
+        wanted = _event_ids([*ids.pdu_ids, *ids.auth_chain_ids])
+        missing = await self._not_stored(room, wanted)
+        if len(missing) * ONE_BY_ONE_UP_TO > len(wanted):
+            answer = await room_requests.get_room_state(self.client, server_name, room.room_id, event_id)
+            events = [*answer.auth_chain, *answer.pdus]
+            await self.outliers.store(room, await self._verified(room, events))
+        elif missing:
+            await self.outliers.store(room, await self._fetch(room, server_name, missing))
+
+    async def _fetch_with_auth_events(
+        self, room: RoomRef, server_name: ServerName, event_ids: Collection[EventId]
+    ) -> None:
+        """Fetch and store events one by one, with those that they name as auth events."""
+        found: dict[EventId, Pdu] = {}
+        missing = set(event_ids)
+        for _ in range(MAX_ROUNDS):
+            new = await self._fetch(room, server_name, missing)
+            found |= {pdu.event_id: pdu for pdu in new}
+            named = {event_id for pdu in new for event_id in pdu.auth_events} - set(found)
+            missing = await self._not_stored(room, named)
+            if not missing:
+                break
+        await self.outliers.store(room, found.values())
+
+    async def _fetch(
+        self, room: RoomRef, server_name: ServerName, event_ids: Collection[EventId]
+    ) -> list[Pdu]:
+        """Events of a room by their IDs, a few at a time: those that can be had."""
+        found: list[Pdu] = []
+        turns = asyncio.Semaphore(FETCHES_AT_ONCE)
+
+        async def fetch(event_id: EventId) -> None:
+            async with turns:
+                try:
+                    event = await room_requests.get_event(self.client, server_name, event_id)
+                except FederationError as error:
+                    log.debug("%s cannot be fetched: %s", event_id, error)
+                    return
+                found.extend(await self._verified(room, [event], [event_id]))
+
+        async with asyncio.TaskGroup() as tasks:
+            for event_id in sorted(event_ids)[:MAX_FETCHED_EVENTS]:
+                tasks.create_task(fetch(event_id))
+        return found
+
+    async def _verified(
+        self, room: RoomRef, events: Sequence[object], event_ids: Sequence[EventId] | None = None
+    ) -> list[Pdu]:
+        outcomes = await self.gate.verify(room.version, events, pushed=False, event_ids=event_ids)
+        pdus = [one for one in outcomes if isinstance(one, Pdu) and one.room_id == room.room_id]
+        return list({pdu.event_id: pdu for pdu in pdus}.values())
+
+    async def _not_stored(self, room: RoomRef, event_ids: Collection[EventId]) -> set[EventId]:
+        if not event_ids:
+            return set()
+        async with self.database.connection() as tx:
+            places = await stored_places.load(tx, room.nid, event_ids)
+        return {one for one in event_ids if one not in places or places[one].is_unchecked}
+
+
+class IncompleteState(Exception):
+    """A state of which some events cannot be had."""
+
+
+def parents_first(pdus: Iterable[Pdu]) -> list[Pdu]:
+    """Events in their order, but each after those of them that it has among its prev_events."""
+    by_id: Mapping[EventId, Pdu] = {pdu.event_id: pdu for pdu in pdus}
+    waiting_for: list[int] = []
+    children: dict[EventId, list[int]] = {}
+    for number, pdu in enumerate(by_id.values()):
+        parents = {parent for parent in pdu.prev_events if parent in by_id}
+        waiting_for.append(len(parents))
+        for parent in parents:
+            children.setdefault(parent, []).append(number)
+    ready = [number for number, count in enumerate(waiting_for) if count == 0]
+    in_order = list(by_id.values())
+    order: list[Pdu] = []
+    while ready:
+        pdu = in_order[heappop(ready)]
+        order.append(pdu)
+        for child in children.get(pdu.event_id, ()):
+            waiting_for[child] -= 1
+            if waiting_for[child] == 0:
+                heappush(ready, child)
+    return order
+
+
+def _event_ids(texts: Iterable[str]) -> list[EventId]:
+    found = []
+    for text in dict.fromkeys(texts):
+        try:
+            found.append(parse_event_id(text))
+        except InvalidIdentifier:
+            continue
+    return found

@@ -1,0 +1,311 @@
+"""Invites to rooms that this server is not in, and what becomes of them.
+
+Of such a room we know what the inviting server says, and believe nothing of it: the invite is an event
+without a place, shown to the one who is invited, and it is up to a join to find out the rest.
+Source: Server-Server API, "Inviting to a room", "Leaving Rooms (Rejecting Invites)".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from federation.outbound import room_requests
+from federation.outbound.signed_client import FederationError, SignedClient
+from homeserver.errors import Forbidden, IncompatibleRoomVersion, InvalidParam
+from homeserver.protocol.errors import (
+    InvalidEvent,
+    InvalidIdentifier,
+    ProtocolError,
+    UnknownRoomVersion,
+)
+from homeserver.protocol.event_hashes import event_id_of, has_valid_content_hash
+from homeserver.protocol.events import EventDraft, Pdu, build_pdu, parse_pdu
+from homeserver.protocol.identifiers import (
+    EventId,
+    RoomId,
+    ServerName,
+    UserId,
+    is_user_id,
+    server_name_of,
+)
+from homeserver.protocol.membership_templates import build_from_template, version_of_template
+from homeserver.protocol.room_versions import RoomVersion, room_version
+from homeserver.protocol.signing import sign_event
+from homeserver.protocol.strict_json import JsonObject
+from homeserver.protocol.stripped_state import for_invitee, sort_foreign_state
+from homeserver.services.clock import Clock
+from homeserver.services.event_building import as_answer
+from homeserver.services.own_keys import OwnKeys
+from homeserver.services.pdu_gate import PduGate, RefusedPdu
+from homeserver.services.server_access import ServerAccess
+from storage import memberships, oob_memberships, users
+from storage.database import Database
+from storage.memberships import Membership
+from storage.oob_memberships import OutOfBandEvent, OutOfBandStore, Standing
+from storage.room_heads import RoomRef
+from storage.stream import Stream
+
+log = logging.getLogger(__name__)
+
+VERSION_OF_V1: Final = "1"
+"""What the first version of the endpoint means by a room, unless we know better."""
+MAX_ASKED: Final = 3
+"""How many servers are asked to pass on that an invite is rejected."""
+LEAVE_PATIENCE_S: Final = 40.0
+"""How long they may take together, while the user waits."""
+
+
+@dataclass(frozen=True)
+class InviteRequest:
+    """An invite as it comes from another server, nothing of it checked."""
+
+    room_id: RoomId
+    event_id: EventId
+    event: JsonObject
+    stripped: Any
+    room_version: str | None = None
+    """None where the first version of the endpoint was asked, which does not tell."""
+
+
+@dataclass(frozen=True)
+class OutOfBand:
+    """Takes invites from other servers, and lets our users reject them."""
+
+    database: Database
+    store: OutOfBandStore
+    stream: Stream
+    client: SignedClient
+    gate: PduGate
+    access: ServerAccess
+    own: OwnKeys
+    clock: Clock
+
+    # -- invites that come
+
+    async def receive_invite(self, origin: ServerName, request: InviteRequest) -> JsonObject:
+        """Take an invite of one of our users; the event with our signature.
+
+        Raises InvalidParam, IncompatibleRoomVersion and Forbidden.
+        Source: Server-Server API, PUT /_matrix/federation/v2/invite/{roomId}/{eventId}.
+        """
+        version = await self._version(request)
+        _check_path(version, request)
+        user_nid = await self._active_user(self._invited(origin, request.event))
+        if not await self.access.acl_allows(origin, request.room_id):
+            raise Forbidden("the room's server ACL does not let your server take part")
+        [invite] = await self.gate.verify(version, [request.event], pushed=True)
+        if isinstance(invite, RefusedPdu):
+            raise InvalidParam(invite.reason)
+        if not has_valid_content_hash(invite.json):
+            raise InvalidParam("the content hash of the event does not fit")
+        stripped = await self._stripped(version, invite, request.stripped)
+        signed = self._signed(version, invite)
+        standing = await self._standing(invite.room_id, user_nid)
+        if standing is None or not standing.is_resident:
+            await self._save(
+                OutOfBandEvent(version, signed, Membership.INVITE, stripped=orjson.dumps(stripped))
+            )
+        return signed.json
+
+    async def _version(self, request: InviteRequest) -> RoomVersion:
+        name = request.room_version
+        if name is None:
+            async with self.database.connection() as tx:
+                name = await oob_memberships.version_of(tx, request.room_id) or VERSION_OF_V1
+        try:
+            return room_version(name)
+        except UnknownRoomVersion:
+            raise IncompatibleRoomVersion(name) from None
+
+    def _invited(self, origin: ServerName, event: JsonObject) -> UserId:
+        """Whom an event invites. Raises InvalidParam for what is no invite of ours by a user of `origin`."""
+        content = event.get("content")
+        membership = content.get("membership") if isinstance(content, dict) else None
+        if event.get("type") != "m.room.member" or membership != "invite":
+            raise InvalidParam("the event is no invite")
+        if not _is_user_of(event.get("sender"), origin):
+            raise InvalidParam("the sender of the invite is no user of your server")
+        if not _is_user_of(event.get("state_key"), self.own.server_name):
+            raise InvalidParam("the state_key of the invite is no user of this server")
+        return UserId(event["state_key"])
+
+    async def _active_user(self, user_id: UserId) -> int:
+        """The number of a user who may be invited. Raises Forbidden, whatever the reason."""
+        user_nid = await self.store.user_nid(user_id)
+        if user_nid is not None:
+            async with self.database.connection() as tx:
+                user = await users.load(tx, user_nid)
+            if user is not None and not user.is_deactivated:
+                return user_nid
+        raise Forbidden(f"{user_id} cannot be invited")
+
+    def _signed(self, version: RoomVersion, invite: Pdu) -> Pdu:
+        """An invite with our signature. Raises InvalidParam where there is no room for it."""
+        try:
+            signed = sign_event(version, invite.json, self.own.server_name, self.own.current)
+            return parse_pdu(version, signed)
+        except ProtocolError as error:
+            raise InvalidParam(str(error)) from None
+
+    async def _stripped(self, version: RoomVersion, invite: Pdu, entries: Any) -> list[JsonObject]:
+        """What the invited user sees of the room, as the inviting server has it. Raises InvalidParam."""
+        try:
+            given = sort_foreign_state(version, entries)
+            checked = await self.gate.verify(version, given.pdus, pushed=True)
+            pdus = [None if isinstance(outcome, RefusedPdu) else outcome for outcome in checked]
+            return for_invitee(version, invite.room_id, given, pdus, invite)
+        except ProtocolError as error:
+            raise InvalidParam(f"invite_room_state: {error}") from None
+
+    async def withdrawn(self, pdu: Pdu) -> bool:
+        """Take a verified event of a room that we are not in, if it ends an invite that came out-of-band.
+
+        That is only for the one who invited to do: it removes or bans the user, and cites the invite.
+        """
+        is_end = pdu.type == "m.room.member" and pdu.membership in ("leave", "ban")
+        if not is_end or pdu.state_key is None or not pdu.state_key.endswith(f":{self.own.server_name}"):
+            return False
+        user_nid = await self.store.user_nid(UserId(pdu.state_key))
+        standing = None if user_nid is None else await self._standing(pdu.room_id, user_nid)
+        if standing is None or standing.is_resident or standing.membership is not Membership.INVITE:
+            return False
+        invite = standing.event
+        if invite is None or pdu.sender != invite.sender or invite.event_id not in pdu.auth_events:
+            return False
+        return await self._save(
+            OutOfBandEvent(
+                standing.room.version, pdu, Membership.of(pdu.membership), expected=standing.event_nid
+            )
+        )
+
+    # -- what our users do
+
+    async def standing(self, user_id: UserId, room_id: RoomId) -> Standing | None:
+        """What one of our users is in a room, and whether we are in it; None for a room that is not known."""
+        user_nid = await self.store.user_nid(user_id)
+        return await self._standing(room_id, 0 if user_nid is None else user_nid)
+
+    async def reject(self, user_id: UserId, room_id: RoomId, content: JsonObject) -> EventId | None:
+        """Leave a room of others that the user is invited to, or knocks at; leaving twice changes nothing.
+
+        Servers that may be in the room are asked to pass it on. Where none does, the user is free of the
+        invite all the same. None where it is for the room's own state to change. Raises BadJson and TooLarge
+        for a content that no event can have.
+        """
+        standing = await self.standing(user_id, room_id)
+        if standing is None or standing.event is None or standing.membership is None:
+            return None
+        if standing.is_ours and not standing.out_of_band:
+            return None
+        if standing.membership is Membership.LEAVE and standing.out_of_band:
+            return standing.event.event_id
+        if standing.membership not in (Membership.INVITE, Membership.KNOCK):
+            return None
+        try:
+            alone = self._leave_alone(user_id, standing.event, standing.room.version, content)
+        except ProtocolError as error:
+            raise as_answer(error) from None
+        leave = await self._leave_elsewhere(user_id, standing, content)
+        event = OutOfBandEvent(
+            standing.room.version,
+            leave or alone,
+            Membership.LEAVE,
+            expected=standing.event_nid,
+            is_unsigned=leave is None,
+        )
+        await self._save(event)
+        return event.pdu.event_id
+
+    async def _leave_elsewhere(self, user_id: UserId, standing: Standing, content: JsonObject) -> Pdu | None:
+        """The leave that another server has taken into the room; None where none does in time."""
+        try:
+            async with asyncio.timeout(LEAVE_PATIENCE_S):
+                for server_name in await self._servers_to_ask(standing):
+                    try:
+                        return await self._leave_through(server_name, user_id, standing.room, content)
+                    except (FederationError, ProtocolError) as error:
+                        log.info("an invite to %s is not rejected there: %s", standing.room.room_id, error)
+        except TimeoutError:
+            log.info("an invite to %s is not rejected there: it takes too long", standing.room.room_id)
+        return None
+
+    async def _leave_through(
+        self, server_name: ServerName, user_id: UserId, room: RoomRef, content: JsonObject
+    ) -> Pdu:
+        """A leave that a server in the room has taken. Raises FederationError, ProtocolError.
+
+        Source: Server-Server API, "Leaving Rooms (Rejecting Invites)".
+        """
+        answer = await room_requests.make_leave(self.client, server_name, room.room_id, user_id)
+        if version_of_template(answer) is not room.version:
+            raise InvalidEvent(f"{server_name} takes it for a room of another version")
+        leave = build_from_template(
+            room.version,
+            answer.get("event"),
+            server_name=server_name,
+            room_id=room.room_id,
+            user_id=user_id,
+            membership="leave",
+            content=content,
+            origin_server_ts=self.clock(),
+        )
+        signed = sign_event(room.version, leave.json, self.own.server_name, self.own.current)
+        await room_requests.send_leave_v2(self.client, server_name, room.room_id, leave.event_id, signed)
+        return parse_pdu(room.version, signed)
+
+    async def _servers_to_ask(self, standing: Standing) -> Sequence[ServerName]:
+        """Servers that are likely to be in a room: the inviter's, the one that made it, of old members."""
+        assert standing.event is not None
+        room_id = standing.room.room_id
+        names = [server_name_of(standing.event.sender)]
+        with suppress(InvalidIdentifier):  # the IDs of newer rooms name no server
+            names.append(server_name_of(room_id))
+        async with self.database.connection() as tx:
+            names += await memberships.servers_of(tx, room_id, MAX_ASKED)
+        return [name for name in dict.fromkeys(names) if name != self.own.server_name][:MAX_ASKED]
+
+    def _leave_alone(self, user_id: UserId, invite: Pdu, version: RoomVersion, content: JsonObject) -> Pdu:
+        """A leave that no server but ours ever sees."""
+        return build_pdu(
+            version,
+            room_id=invite.room_id,
+            draft=EventDraft("m.room.member", {**content, "membership": "leave"}, user_id),
+            sender=user_id,
+            prev_events=[invite.event_id],
+            auth_events=[invite.event_id],
+            depth=invite.depth + 1,
+            origin_server_ts=self.clock(),
+        )
+
+    async def _standing(self, room_id: RoomId, user_nid: int) -> Standing | None:
+        server_nid = await self.store.server_nid()
+        async with self.database.connection() as tx:
+            return await oob_memberships.standing(tx, room_id, user_nid, server_nid)
+
+    async def _save(self, event: OutOfBandEvent) -> bool:
+        """Store an event and tell the user; False where nothing changes."""
+        if not await self.store.store(event, self.clock()):
+            return False
+        await self.stream.catch_up()
+        return True
+
+
+def _check_path(version: RoomVersion, request: InviteRequest) -> None:
+    """Raise InvalidParam where the event is another one than the path of the request names."""
+    try:
+        event_id = event_id_of(version, request.event)
+    except ProtocolError as error:
+        raise InvalidParam(str(error)) from None
+    if (request.event.get("room_id"), event_id) != (request.room_id, request.event_id):
+        raise InvalidParam("the event is another one than the path names")
+
+
+def _is_user_of(value: object, server_name: ServerName) -> bool:
+    return isinstance(value, str) and is_user_id(value) and server_name_of(value) == server_name

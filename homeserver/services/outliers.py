@@ -1,0 +1,142 @@
+"""Checking and storing events that were fetched: the auth events of others, and states.
+
+An event is checked against its own auth events, which have to be here or to come with it. One that they do
+not allow is stored as rejected, so that whatever names it is refused too; one whose auth events nobody has is
+left out, with all that stand on it, and may come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from homeserver.protocol.auth_events import CREATE
+from homeserver.protocol.auth_rules import check_auth, check_auth_events
+from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.errors import NotAllowed
+from homeserver.protocol.events import Pdu, StateKey
+from homeserver.protocol.identifiers import EventId
+from homeserver.protocol.room_versions import RoomVersion
+from homeserver.services.clock import Clock
+from storage import outliers, stored_places
+from storage.database import Database
+from storage.dictionaries import Dictionaries
+from storage.event_flags import EventFlag
+from storage.nids import NidBlocks
+from storage.outliers import Outlier
+from storage.room_heads import RoomRef
+from storage.stored_places import StoredBody
+
+CHECKED_HERE: Final = 200
+"""More events are checked in a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An event, and why its auth events refuse it, if they do."""
+
+    pdu: Pdu
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Stores events that have no place in their room, or not yet."""
+
+    database: Database
+    dictionaries: Dictionaries
+    clock: Clock
+
+    async def store(self, room: RoomRef, pdus: Iterable[Pdu]) -> dict[EventId, int]:
+        """Store verified events of a room; the numbers of those that are here now, rejected ones included."""
+        wanted = {pdu.event_id: pdu for pdu in pdus if pdu.room_id == room.room_id}
+        named = {event_id for pdu in wanted.values() for event_id in pdu.auth_events}
+        if room.version.room_id_is_create_hash:
+            named.add(EventId(f"${room.room_id[1:]}"))
+        async with self.database.connection() as tx:
+            known = await stored_places.bodies(tx, room, named | set(wanted))
+        new = [pdu for event_id, pdu in wanted.items() if event_id not in known]
+        if len(new) > CHECKED_HERE:
+            checked = await asyncio.to_thread(check_by_auth_events, room.version, new, known)
+        else:
+            checked = check_by_auth_events(room.version, new, known)
+        nids = {event_id: body.nid for event_id, body in known.items()}
+        blocks = NidBlocks(self.database)
+        await blocks.reserve(len(checked))
+        numbered = {one.pdu.event_id: blocks.take() for one in checked}
+        rows = [
+            Outlier(
+                numbered[one.pdu.event_id],
+                one.pdu,
+                canonical_json(one.pdu.json),
+                tuple((nids | numbered)[event_id] for event_id in one.pdu.auth_events),
+                EventFlag.REJECTED if one.refusal is not None else 0,
+            )
+            for one in checked
+        ]
+        stored = await outliers.insert(self.database, self.dictionaries, room.nid, rows, self.clock())
+        return {event_id: nid for event_id, nid in (nids | stored).items() if event_id in wanted}
+
+
+def check_by_auth_events(
+    version: RoomVersion, new: Sequence[Pdu], known: Mapping[EventId, StoredBody]
+) -> list[Checked]:
+    """Check events against their own auth events, each after those that it names.
+
+    `known`: the auth events that are stored. Events that name others, and those that stand on them or on a
+    cycle, are left out.
+    """
+    by_id = {pdu.event_id: pdu for pdu in new}
+    bodies = {event_id: body.pdu for event_id, body in known.items()} | by_id
+    rejected = {event_id for event_id, body in known.items() if body.is_rejected}
+    checked: list[Checked] = []
+    for pdu in _auth_events_first(by_id, known):
+        auth_events = [bodies[event_id] for event_id in pdu.auth_events]
+        refused = {event_id for event_id in pdu.auth_events if event_id in rejected}
+        refusal = _refusal(version, pdu, auth_events, refused, bodies)
+        if refusal is not None:
+            rejected.add(pdu.event_id)
+        checked.append(Checked(pdu, refusal))
+    return checked
+
+
+def _auth_events_first(by_id: Mapping[EventId, Pdu], known: Mapping[EventId, StoredBody]) -> list[Pdu]:
+    waiting_for: dict[EventId, int] = {}
+    citing: dict[EventId, list[EventId]] = {}
+    for event_id, pdu in by_id.items():
+        unknown = {one for one in pdu.auth_events if one not in known}
+        waiting_for[event_id] = len(unknown)
+        for auth_event in unknown:
+            citing.setdefault(auth_event, []).append(event_id)
+    ready = [event_id for event_id, count in waiting_for.items() if count == 0]
+    order: list[Pdu] = []
+    while ready:
+        event_id = ready.pop()
+        order.append(by_id[event_id])
+        for later in citing.get(event_id, ()):
+            waiting_for[later] -= 1
+            if waiting_for[later] == 0:
+                ready.append(later)
+    return order
+
+
+def _refusal(
+    version: RoomVersion,
+    pdu: Pdu,
+    auth_events: Sequence[Pdu],
+    rejected: set[EventId],
+    bodies: Mapping[EventId, Pdu],
+) -> str | None:
+    state: dict[StateKey, Pdu] = {one.key: one for one in auth_events if one.state_key is not None}
+    if version.room_id_is_create_hash and pdu.type != "m.room.create":
+        create = bodies.get(EventId(f"${pdu.room_id[1:]}"))
+        if create is not None:
+            state[CREATE] = create
+    try:
+        check_auth_events(version, pdu, auth_events, rejected)
+        check_auth(version, pdu, state)
+    except NotAllowed as error:
+        return str(error)
+    return None

@@ -1,0 +1,187 @@
+"""Transactions of other servers: each of their events goes its own way, and none can spoil another.
+
+Source: Server-Server API, "Transactions".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from homeserver.errors import BadJson, InvalidParam, Unavailable
+from homeserver.metrics import Metrics
+from homeserver.protocol.errors import InvalidIdentifier
+from homeserver.protocol.events import Pdu
+from homeserver.protocol.identifiers import RoomId, ServerName, parse_room_id, server_name_of
+from homeserver.protocol.strict_json import JsonObject
+from homeserver.services.clock import Clock
+from homeserver.services.incoming_events import IncomingEvents
+from homeserver.services.out_of_band import OutOfBand
+from homeserver.services.pdu_gate import PduGate, RefusedPdu
+from homeserver.services.server_access import ServerAccess
+from homeserver.services.single_flight import SingleFlight
+from storage import received_transactions, shared_rooms
+from storage.database import Database
+from storage.dictionaries import Dictionaries
+from storage.shared_rooms import SharedRoom
+
+log = logging.getLogger(__name__)
+
+MAX_PDUS: Final = 50
+MAX_EDUS: Final = 100
+MAX_TXN_ID_CHARS: Final = 255
+ORIGIN_PATIENCE_S: Final = 30.0
+"""How long a transaction waits for an earlier one of the same server."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One server's transactions, taken one after another."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
+class ReceivedTransactions:
+    """Takes the transactions of other servers."""
+
+    database: Database
+    dictionaries: Dictionaries
+    gate: PduGate
+    access: ServerAccess
+    incoming: IncomingEvents
+    out_of_band: OutOfBand
+    server_name: ServerName
+    metrics: Metrics
+    clock: Clock
+    _running: SingleFlight[tuple[ServerName, str], bytes] = field(
+        default_factory=SingleFlight, init=False, repr=False
+    )
+    _turns: dict[ServerName, _Turn] = field(default_factory=dict, init=False, repr=False)
+
+    async def receive(self, origin: ServerName, txn_id: str, content: JsonObject) -> bytes:
+        """The answer to a transaction, as JSON; one that is repeated gets the same answer.
+
+        Raises BadJson and InvalidParam for what is no transaction; Unavailable where it has to be sent again.
+        """
+        pdus, edus = _list(content, "pdus"), _list(content, "edus")
+        if len(pdus) > MAX_PDUS or len(edus) > MAX_EDUS:
+            raise InvalidParam(f"a transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs")
+        if len(txn_id) > MAX_TXN_ID_CHARS or "\0" in txn_id:
+            raise InvalidParam("this is no transaction ID")
+        if content.get("origin", origin) != origin:
+            raise InvalidParam("origin is not the server that signed the request")
+        self.metrics.edus_dropped.add({}, len(edus))  # there is no kind of EDU yet that is understood here
+        if not pdus:
+            return b'{"pdus":{}}'
+        return await self._running.do((origin, txn_id), lambda: self._receive(origin, txn_id, pdus))
+
+    async def _receive(self, origin: ServerName, txn_id: str, pdus: Sequence[Any]) -> bytes:
+        turn = self._turns.setdefault(origin, _Turn())
+        turn.waiting += 1
+        try:
+            async with asyncio.timeout(ORIGIN_PATIENCE_S):
+                await turn.lock.acquire()
+            try:
+                return await self._take(origin, txn_id, pdus)
+            finally:
+                turn.lock.release()
+        except TimeoutError:
+            raise Unavailable("an earlier transaction is still being worked on") from None
+        finally:
+            turn.waiting -= 1
+            if not turn.waiting:
+                del self._turns[origin]
+
+    async def _take(self, origin: ServerName, txn_id: str, pdus: Sequence[Any]) -> bytes:
+        async with self.database.connection() as tx:
+            known = await received_transactions.find(tx, origin, txn_id)
+        if known is not None:
+            return known
+        answers: dict[str, JsonObject] = {}
+        by_room = _by_room(pdus)
+        rooms = await self._rooms(by_room)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for room_id, events in by_room.items():
+                    if (room := rooms.get(room_id)) is not None:
+                        tasks.create_task(self._take_room(origin, room, events, answers))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        response = orjson.dumps({"pdus": answers})
+        async with self.database.connection() as tx:
+            await received_transactions.save(tx, origin, txn_id, response, self.clock())
+        return response
+
+    async def _rooms(self, room_ids: Iterable[RoomId]) -> Mapping[RoomId, SharedRoom]:
+        own_nid = await self.dictionaries.atoms.nid(self.server_name)
+        async with self.database.connection() as tx:
+            return await shared_rooms.find(tx, list(room_ids), own_nid)
+
+    async def _take_room(
+        self, origin: ServerName, room: SharedRoom, events: Sequence[Any], answers: dict[str, JsonObject]
+    ) -> None:
+        """Take the events of one room. What goes wrong in it is no other room's problem.
+
+        Raises Unavailable when they have to be sent again.
+        """
+        try:
+            await self._take_events(origin, room, events, answers)
+        except Unavailable:
+            raise
+        except Exception:
+            log.exception("the events of room %s from %s cannot be taken", room.ref.room_id, origin)
+
+    async def _take_events(
+        self, origin: ServerName, room: SharedRoom, events: Sequence[Any], answers: dict[str, JsonObject]
+    ) -> None:
+        verified: list[Pdu] = []
+        is_in = room.is_resident or room.is_joining
+        is_allowed = await self.access.acl_allows(origin, room.ref.room_id)
+        for outcome in await self.gate.verify(room.ref.version, events, pushed=True):
+            if isinstance(outcome, RefusedPdu):
+                log.info("an event from %s is refused: %s", origin, outcome.reason)
+                if outcome.event_id is not None:
+                    answers[outcome.event_id] = {"error": outcome.reason}
+                continue
+            sender_server = server_name_of(outcome.sender)
+            if not is_allowed or not await self.access.acl_allows(sender_server, room.ref.room_id):
+                answers[outcome.event_id] = {"error": "the room's server ACL forbids it"}
+                continue
+            answers[outcome.event_id] = {}
+            if is_in:
+                verified.append(outcome)
+            else:
+                await self.out_of_band.withdrawn(outcome)
+        if verified:
+            await self.incoming.receive(origin, room.ref, verified, wait=not room.is_resident)
+
+
+def _list(content: JsonObject, name: str) -> list[Any]:
+    """A list of a transaction, which may be missing or null."""
+    found = content.get(name)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise BadJson(f"{name} is no list")
+    return found
+
+
+def _by_room(pdus: Iterable[Any]) -> dict[RoomId, list[Any]]:
+    """Events by the rooms that they name; those that name none are left out."""
+    by_room: dict[RoomId, list[Any]] = {}
+    for pdu in pdus:
+        room_id = pdu.get("room_id") if isinstance(pdu, dict) else None
+        if not isinstance(room_id, str):
+            continue
+        try:
+            by_room.setdefault(parse_room_id(room_id), []).append(pdu)
+        except InvalidIdentifier:
+            continue
+    return by_room

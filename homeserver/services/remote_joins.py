@@ -1,0 +1,348 @@
+"""Joining rooms through servers that are in them.
+
+The servers that may be are asked in turn for a template; the join that is made of it is sent to the one that
+gave it, which answers with the state of the room. Meanwhile the room is leased, so that only one such join
+goes on at a time, in all processes, and events that already come for it wait.
+Source: Server-Server API, "Joining Rooms", "Restricted rooms".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from federation.outbound import room_requests
+from federation.outbound.room_requests import JoinAnswer
+from federation.outbound.signed_client import (
+    DestinationDenied,
+    FederationError,
+    InvalidResponse,
+    RequestRefused,
+    SignedClient,
+)
+from homeserver.errors import (
+    BadGateway,
+    Forbidden,
+    IncompatibleRoomVersion,
+    MatrixError,
+    NotFound,
+    UnableToAuthoriseJoin,
+    UnableToGrantJoin,
+    Unavailable,
+)
+from homeserver.protocol.auth_events import AUTHORISER
+from homeserver.protocol.errors import BadJson, EventTooLarge, InvalidIdentifier, NotAllowed, ProtocolError
+from homeserver.protocol.events import Pdu, stored_pdu
+from homeserver.protocol.identifiers import (
+    EventId,
+    RoomId,
+    ServerName,
+    UserId,
+    parse_server_name,
+    server_name_of,
+)
+from homeserver.protocol.membership_templates import build_from_template, version_of_template
+from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.protocol.signing import sign_event
+from homeserver.protocol.strict_json import JsonObject
+from homeserver.services.clock import Clock
+from homeserver.services.event_building import as_answer
+from homeserver.services.federation_failures import WITHOUT_ANSWER
+from homeserver.services.incoming_events import IncomingEvents
+from homeserver.services.join_imports import JoinImports, RoomIsHere
+from homeserver.services.own_keys import OwnKeys
+from homeserver.services.pdu_gate import PduGate, RefusedPdu
+from storage import memberships, room_imports, shared_rooms
+from storage.database import Database
+from storage.dictionaries import Dictionaries
+from storage.nids import NidBlocks
+from storage.room_heads import RoomRef
+from storage.shared_rooms import SharedRoom
+
+log = logging.getLogger(__name__)
+
+MAX_CANDIDATES: Final = 10
+MAKE_JOIN_PATIENCE_S: Final = 50.0
+"""How long all servers together may take to give a template: so ten that are dead cost less than a minute."""
+RETRY_UNTIL_S: Final = 60.0
+"""After that no further server is asked."""
+LEASE_MS: Final = 60 * 1000
+LEASE_RENEWAL_S: Final = 20.0
+PATIENCE_S: Final = 120.0
+"""How long to wait for somebody else who joins the same room."""
+LEASE_PAUSE_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """The join that a server proposed, made and signed by us."""
+
+    server_name: ServerName
+    version: RoomVersion
+    join: Pdu
+
+
+class RemoteJoins:
+    """Joins rooms for users of this server, through other servers."""
+
+    def __init__(
+        self,
+        database: Database,
+        dictionaries: Dictionaries,
+        client: SignedClient,
+        gate: PduGate,
+        imports: JoinImports,
+        incoming: IncomingEvents,
+        own: OwnKeys,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._dictionaries = dictionaries
+        self._client = client
+        self._gate = gate
+        self._imports = imports
+        self._incoming = incoming
+        self._own = own
+        self._clock = clock
+        self._nids = NidBlocks(database)
+        self._running: dict[RoomId, asyncio.Future[None]] = {}
+
+    async def join(
+        self, user_id: UserId, room_id: RoomId, content: JsonObject, servers: Iterable[str]
+    ) -> EventId:
+        """Join a room through another server, whether this one is in it or not; the ID of the join.
+
+        `content`: what the member event says beside its membership. `servers`: names of servers that may be
+        in the room, the best first; others that we know to be are asked after them.
+
+        Raises RoomIsHere where this server came into the room meanwhile, NotFound where nobody knows the
+        room, Forbidden where its rules do not let the user in, IncompatibleRoomVersion, UnableToGrantJoin
+        and UnableToAuthoriseJoin, BadGateway where no server gives an answer that can be used, Unavailable
+        where somebody else takes long to join it, BadJson and TooLarge for a content that no event can have.
+        """
+        if room_id in self._running:
+            was_here, give_up = await self._is_here(room_id), _now() + PATIENCE_S
+            while (running := self._running.get(room_id)) is not None:
+                await asyncio.wait((running,), timeout=give_up - _now())
+                if not was_here and await self._is_here(room_id):
+                    raise RoomIsHere
+                if _now() > give_up:
+                    raise _busy()
+        self._running[room_id] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._join(user_id, room_id, content, servers)
+        finally:
+            self._running.pop(room_id).set_result(None)
+
+    async def _join(
+        self, user_id: UserId, room_id: RoomId, content: JsonObject, servers: Iterable[str]
+    ) -> EventId:
+        candidates = await self._candidates(room_id, servers)
+        failures: list[FederationError] = []
+        started, left_s = _now(), MAKE_JOIN_PATIENCE_S
+        for number, server_name in enumerate(candidates):
+            asked = _now()
+            if asked - started > RETRY_UNTIL_S:
+                break
+            limit_s = min(room_requests.MAKE_TIMEOUT_S, max(1.0, left_s / (len(candidates) - number)))
+            try:
+                try:
+                    template = await self._template(server_name, user_id, room_id, content, limit_s)
+                finally:
+                    left_s -= _now() - asked
+                return await self._join_through(template)
+            except FederationError as error:
+                log.info("%s is not joined through %r: %s", room_id, server_name, error.reason)
+                if (final := _final_answer(error)) is not None:
+                    raise final from None
+                failures.append(error)
+        raise _answer(room_id, failures)
+
+    async def _candidates(self, room_id: RoomId, servers: Iterable[str]) -> list[ServerName]:
+        """The servers to ask, in that order."""
+        named = list(servers)
+        with suppress(InvalidIdentifier):  # the IDs of newer rooms name no server
+            named.append(server_name_of(room_id))
+        async with self._database.connection() as tx:
+            named += await memberships.servers_of(tx, room_id, MAX_CANDIDATES)
+        found: dict[ServerName, None] = {}
+        for name in named:
+            try:
+                found[parse_server_name(name)] = None
+            except InvalidIdentifier:
+                continue
+        found.pop(self._own.server_name, None)
+        return list(found)[:MAX_CANDIDATES]
+
+    async def _template(
+        self, server_name: ServerName, user_id: UserId, room_id: RoomId, content: JsonObject, limit_s: float
+    ) -> _Template:
+        """Ask a server for a template and make a join of it. Raises FederationError, BadJson and TooLarge."""
+        answer = await room_requests.make_join(self._client, server_name, room_id, user_id, timeout_s=limit_s)
+        try:
+            version = version_of_template(answer)
+            join = build_from_template(
+                version,
+                answer.get("event"),
+                server_name=server_name,
+                room_id=room_id,
+                user_id=user_id,
+                membership="join",
+                content=content,
+                origin_server_ts=self._clock(),
+            )
+            signed = sign_event(version, join.json, self._own.server_name, self._own.current)
+        except (EventTooLarge, BadJson) as error:
+            raise as_answer(error) from None
+        except ProtocolError as error:
+            raise InvalidResponse(server_name, f"no template: {error}") from None
+        return _Template(server_name, version, stored_pdu(room_id, join.event_id, signed))
+
+    async def _join_through(self, template: _Template) -> EventId:
+        """Send a join to the server that proposed it. Raises FederationError, RoomIsHere."""
+        room_id = template.join.room_id
+        shared = await self._shared(room_id)
+        if shared is not None and shared.is_resident:
+            answer = await self._send(template)
+            join = await self._accepted(template, answer)
+            await self._incoming.receive(template.server_name, shared.ref, [join], wait=False)
+            return join.event_id
+        await self._nids.reserve(1)
+        new_nid = self._nids.take()
+        async with self._database.connection() as tx:
+            room = await room_imports.open_room(tx, room_id, template.version, new_nid)
+        if room.version is not template.version:
+            raise InvalidResponse(template.server_name, "it takes the room for one of another version")
+        await self._take_lease(room)
+        try:
+            return await self._while_leased(room, lambda: self._enter(room, template))
+        finally:
+            await self._end_lease(room)
+            self._incoming.resume(room)  # what came for the room meanwhile
+
+    async def _enter(self, room: RoomRef, template: _Template) -> EventId:
+        """Take over a room that this server is not in. Raises FederationError, RoomIsHere."""
+        answer = await self._send(template)
+        join = await self._accepted(template, answer)
+        try:
+            joined = await self._imports.check(room, join, answer)
+            await self._imports.enter(room, join, joined)
+        except NotAllowed as error:
+            raise InvalidResponse(template.server_name, f"its state refuses the join: {error}") from None
+        except ProtocolError as error:
+            raise InvalidResponse(template.server_name, str(error)) from None
+        return join.event_id
+
+    async def _send(self, template: _Template) -> JoinAnswer:
+        join = template.join
+        return await room_requests.send_join_v2(
+            self._client, template.server_name, join.room_id, join.event_id, join.json
+        )
+
+    async def _accepted(self, template: _Template, answer: JoinAnswer) -> Pdu:
+        """The join as it is now: where somebody let our user in, with the signature of that user's server.
+
+        Of what the other server gives back for the join only that signature is taken.
+        """
+        join = template.join
+        if AUTHORISER not in join.content:
+            return join
+        given = answer.event.get("signatures") if answer.event is not None else None
+        theirs = given.get(template.server_name) if isinstance(given, dict) else None
+        event = {**join.json, "signatures": {**join.json["signatures"], template.server_name: theirs}}
+        [outcome] = await self._gate.verify(template.version, [event], pushed=True, event_ids=[join.event_id])
+        if isinstance(outcome, RefusedPdu):
+            raise InvalidResponse(template.server_name, f"it has not signed the join: {outcome.reason}")
+        return outcome
+
+    async def _is_here(self, room_id: RoomId) -> bool:
+        shared = await self._shared(room_id)
+        return shared is not None and shared.is_resident
+
+    async def _shared(self, room_id: RoomId) -> SharedRoom | None:
+        own_nid = await self._dictionaries.atoms.nid(self._own.server_name)
+        async with self._database.connection() as tx:
+            return (await shared_rooms.find(tx, [room_id], own_nid)).get(room_id)
+
+    async def _take_lease(self, room: RoomRef) -> None:
+        give_up = _now() + PATIENCE_S
+        while True:
+            now = self._clock()
+            async with self._database.connection() as tx:
+                taken = await room_imports.take_lease(tx, room.nid, now, now + LEASE_MS)
+            if await self._is_here(room.room_id):
+                if taken:
+                    await self._end_lease(room)
+                raise RoomIsHere
+            if taken:
+                return
+            if _now() > give_up:
+                raise _busy()
+            await asyncio.sleep(LEASE_PAUSE_S)
+
+    async def _end_lease(self, room: RoomRef) -> None:
+        try:
+            async with self._database.connection() as tx:
+                await room_imports.end_lease(tx, room.nid)
+        except Unavailable:
+            log.warning("the lease of %s is not ended: the database cannot be reached", room.room_id)
+
+    async def _while_leased(self, room: RoomRef, work: Callable[[], Awaitable[EventId]]) -> EventId:
+        """Do what may take long, and keep the lease of the room meanwhile."""
+        async with asyncio.TaskGroup() as tasks:
+            renewing = tasks.create_task(self._renew(room))
+            try:
+                return await work()
+            except Exception as error:  # which must not become one of a group
+                failure = error
+            finally:
+                renewing.cancel()
+        raise failure
+
+    async def _renew(self, room: RoomRef) -> None:
+        while True:
+            await asyncio.sleep(LEASE_RENEWAL_S)
+            try:
+                async with self._database.connection() as tx:
+                    await room_imports.extend_lease(tx, room.nid, self._clock() + LEASE_MS)
+            except Unavailable:
+                log.warning("the lease of %s is not renewed: the database cannot be reached", room.room_id)
+
+
+def _final_answer(error: FederationError) -> MatrixError | None:
+    """The answer where it makes no sense to ask another server."""
+    match error:
+        case RequestRefused(status=403):
+            return Forbidden(f"{error.destination} says that the room does not let you in")
+        case RequestRefused(errcode="M_INCOMPATIBLE_ROOM_VERSION", room_version=version):
+            return IncompatibleRoomVersion(version) if version and version not in ROOM_VERSIONS else None
+        case _:
+            return None
+
+
+def _answer(room_id: RoomId, failures: Sequence[FederationError]) -> MatrixError:
+    """The answer where every server has failed. Their own texts are not passed on."""
+    refused = [failure for failure in failures if isinstance(failure, RequestRefused)]
+    errcodes = {failure.errcode for failure in refused}
+    if "M_UNABLE_TO_GRANT_JOIN" in errcodes:
+        return UnableToGrantJoin("no server that was asked can let you in")
+    if "M_UNABLE_TO_AUTHORISE_JOIN" in errcodes:
+        return UnableToAuthoriseJoin("no server that was asked can tell whether you may enter")
+    missing = [failure for failure in refused if failure.status == 404]
+    if len(missing) == len(failures) and errcodes.isdisjoint(WITHOUT_ANSWER):
+        return NotFound(f"no server that was asked knows {room_id}")
+    if all(isinstance(failure, DestinationDenied) for failure in failures):
+        return Forbidden("this server does not talk to the servers of this room")
+    return BadGateway(f"no server gave an answer with which {room_id} can be joined")
+
+
+def _busy() -> Unavailable:
+    return Unavailable("somebody else is joining this room, and that takes long; try again")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

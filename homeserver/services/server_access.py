@@ -1,0 +1,82 @@
+"""Whether another server may ask about a room, and whether a room's server ACL lets it take part at all.
+
+Source: Server-Server API, "Server Access Control Lists (ACLs)".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from homeserver.errors import Forbidden
+from homeserver.protocol.identifiers import RoomId, ServerName
+from homeserver.protocol.server_acl import ServerAcl
+from homeserver.services.bounded_cache import BoundedCache
+from storage import server_access
+from storage.database import Database, Transaction
+from storage.room_heads import RoomRef
+from storage.server_access import AclEvent, RoomAccess
+
+REMEMBERED_GLOBS: Final = 50_000
+"""Of the ACLs of all rooms together."""
+
+
+@dataclass(frozen=True)
+class ServerAccess:
+    """Asked by every endpoint that another server reaches and that names a room."""
+
+    database: Database
+    _acls: BoundedCache[AclEvent, ServerAcl] = field(
+        default_factory=lambda: BoundedCache(REMEMBERED_GLOBS), init=False, repr=False
+    )
+
+    async def check(self, origin: ServerName, room_id: RoomId) -> RoomRef:
+        """The room, if a server may ask about it: it is in it now, and the ACL does not deny it.
+
+        Raises Forbidden, the same for a room that is unknown here; what the ACL says is only told to servers
+        in the room.
+        """
+        async with self.database.connection() as tx:
+            access = await _in_room(tx, origin, room_id)
+            if not await self._acl_allows(tx, access, origin):
+                raise _denied()
+        return access.room
+
+    async def check_is_in_room(self, origin: ServerName, room_id: RoomId) -> RoomRef:
+        """As `check`, where the specification does not let the ACL count."""
+        async with self.database.connection() as tx:
+            return (await _in_room(tx, origin, room_id)).room
+
+    async def check_acl(self, server_name: ServerName, room_id: RoomId) -> None:
+        """Raise Forbidden where the ACL of a room denies a server, in the room or not."""
+        if not await self.acl_allows(server_name, room_id):
+            raise _denied()
+
+    async def acl_allows(self, server_name: ServerName, room_id: RoomId) -> bool:
+        """Whether a room's ACL allows a server, in the room or not; true where there is none."""
+        async with self.database.connection() as tx:
+            access = await server_access.load(tx, room_id, server_name)
+            return access is None or await self._acl_allows(tx, access, server_name)
+
+    async def _acl_allows(self, tx: Transaction, access: RoomAccess, server_name: ServerName) -> bool:
+        if access.acl is None:
+            return True
+        acl = self._acls.get(access.acl)
+        if acl is None:
+            content = await server_access.acl_content(tx, access.room, access.acl)
+            acl = ServerAcl.of(content)
+            globs = (content.get(name) for name in ("allow", "deny"))
+            cost = 1 + sum(len(entries) for entries in globs if isinstance(entries, list))
+            self._acls.put(access.acl, acl, cost)
+        return acl.allows(server_name)
+
+
+async def _in_room(tx: Transaction, origin: ServerName, room_id: RoomId) -> RoomAccess:
+    access = await server_access.load(tx, room_id, origin)
+    if access is None or not access.is_in_room:
+        raise Forbidden("your server is not in this room")
+    return access
+
+
+def _denied() -> Forbidden:
+    return Forbidden("the server ACL of this room denies your server")
