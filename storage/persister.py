@@ -78,6 +78,14 @@ class UnknownRoom(LookupError):
     """A room that has no event here."""
 
 
+class EventsStored(Exception):
+    """Events from outside that a decision has placed are stored already: another process was first."""
+
+    def __init__(self, event_ids: Iterable[EventId]) -> None:
+        super().__init__()
+        self.event_ids = frozenset(event_ids)
+
+
 class AliasTaken(Exception):
     """The alias of a new room is another room's."""
 
@@ -633,11 +641,12 @@ class Persister:
         sent = {batch.keys[index]: nid for index, nid in outcome.known_txns}
         redacted = {target for target, _ in outcome.redacted}
         redacting = {by_nid for _, by_nid in outcome.redacted}
+        known = {batch.events[index][1].nid for index, _ in outcome.known_events}
         moved = outcome.moved_rooms | {batch.events[index][0].nid for index, _ in outcome.known_events}
         for target, room in list(rooms.items()):
             if room.base.room.nid in moved or (sent and any(item.key in sent for item in room.items)):
                 del rooms[target]
-                self._ask_again(room, sent, moved=room.base.room.nid in moved)
+                self._ask_again(room, sent, known, moved=room.base.room.nid in moved)
             else:
                 room.base.absorb(room.head)
                 events = [event for decided in room.decided for event in decided.events]
@@ -664,9 +673,20 @@ class Persister:
             for index, (room_ref, event) in enumerate(stored)
         ]
 
-    def _ask_again(self, room: _RoomBatch, sent: Mapping[TxnKey, int], *, moved: bool) -> None:
-        """A room was left out: answer its repeated transactions, and ask its other decisions again."""
-        others = [item for item in room.items if item.key not in sent]
+    def _ask_again(
+        self, room: _RoomBatch, sent: Mapping[TxnKey, int], known: Collection[int], *, moved: bool
+    ) -> None:
+        """A room was left out: answer its repeated transactions, and ask its other decisions again.
+
+        `known`: the numbers of events that are stored already, under other numbers or with a place.
+        """
+        others = []
+        for decided in room.decided:
+            stored = [one.pdu.event_id for one in decided.events if one.nid in known and not one.is_own]
+            if stored:
+                self._finish(decided.item, EventsStored(stored))
+            elif decided.item.key not in sent:
+                others.append(decided.item)
         if moved:
             self._unborn.pop(room.base.room.room_id, None)
             self._heads.forget(room.base.room.room_id)

@@ -33,7 +33,7 @@ from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
 from storage.nids import NidBlocks
-from storage.persister import Persister, UnknownRoom
+from storage.persister import EventsStored, Persister, UnknownRoom
 from storage.room_heads import RoomHead, RoomRef
 from storage.state_deltas import ForkState
 
@@ -47,6 +47,8 @@ MAX_WAITING_IN_ROOM: Final = 10_000
 MAX_ROOMS_AT_ONCE: Final = 20
 """In so many rooms at once missing events are asked for."""
 SERVERS_TO_ASK: Final = 3
+PAUSE_S: Final = 1.0
+"""After the database could not be reached."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,11 +99,17 @@ class IncomingEvents:
     async def run(self) -> None:
         """See to what waited when the server stopped, and to what has to wait from now on; for ever."""
         async with asyncio.TaskGroup() as self._tasks:
-            async with self._database.connection() as tx:
-                waiting = await waiting_pdus.rooms(tx)
-            for ref in waiting:
+            for ref in await self._waiting_rooms():
                 self.resume(ref)
             await asyncio.Event().wait()
+
+    async def _waiting_rooms(self) -> list[RoomRef]:
+        while True:
+            try:
+                async with self._database.connection() as tx:
+                    return await waiting_pdus.rooms(tx)
+            except Unavailable:
+                await asyncio.sleep(PAUSE_S)
 
     def resume(self, ref: RoomRef) -> None:
         """See to the events that wait in a room: a join that they waited for is done, say."""
@@ -172,8 +180,10 @@ class IncomingEvents:
         return await self._place(ref, arrivals)
 
     async def _place(self, ref: RoomRef, arrivals: list[Arrival]) -> list[_Blocked]:
+        """Hand events to the persister, all at once or, once something went wrong, one by one."""
         blocked: list[_Blocked] = []
         waiting: set[EventId] = set()
+        at_once = len(arrivals)
         while arrivals:
             first = arrivals[0]
             if behind := waiting & set(first.pdu.prev_events):
@@ -181,13 +191,22 @@ class IncomingEvents:
                 waiting.add(first.pdu.event_id)
                 arrivals = arrivals[1:]
                 continue
-            decision = Arrivals(self._database, self._dictionaries, self._forks, arrivals)
+            decision = Arrivals(self._database, self._dictionaries, self._forks, arrivals[:at_once])
             try:
                 taken = await self._persister.append(ref.room_id, decision)
+            except EventsStored as stored:
+                arrivals = [one for one in arrivals if one.pdu.event_id not in stored.event_ids]
             except MissingParents as problem:
                 blocked.append(_Blocked(first.pdu, problem))
                 waiting.add(first.pdu.event_id)
                 arrivals = arrivals[1:]
+            except (Unavailable, UnknownRoom, NotAllowed):
+                raise
+            except Exception:
+                if at_once == 1:
+                    log.exception("%s in room %s is left out", first.pdu.event_id, ref.room_id)
+                    arrivals = arrivals[1:]
+                at_once = 1
             else:
                 self._tell_refused(ref, arrivals[: len(taken)])
                 arrivals = arrivals[len(taken) :]
@@ -224,8 +243,13 @@ class IncomingEvents:
         try:
             while room.has_work:
                 room.has_work = False
-                async with self._turns:
-                    await self._work_off(room)
+                try:
+                    async with self._turns:
+                        await self._work_off(room)
+                except Unavailable as error:
+                    log.info("the events of room %s go on waiting: %s", room.ref.room_id, error.error)
+                    room.has_work = True
+                    await asyncio.sleep(PAUSE_S)
         except Exception:
             log.exception("the events that wait in room %s cannot be seen to", room.ref.room_id)
         finally:
@@ -244,7 +268,12 @@ class IncomingEvents:
                 async with room.lock:
                     blocked = await self._store(ref, [one.pdu for one in waiting])
                 for one in blocked:
-                    await self._unblock(room, one, origins[one.pdu.event_id])
+                    try:
+                        await self._unblock(room, one, origins[one.pdu.event_id])
+                    except (Unavailable, UnknownRoom):
+                        raise
+                    except Exception:
+                        log.exception("%s in room %s is left out", one.pdu.event_id, ref.room_id)
             except UnknownRoom:
                 if await self._is_joining(ref):
                     return  # it is resumed when the join has come to an end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -275,3 +276,28 @@ async def test_prom_conv_whatever_comes_in_whatever_order_the_state_is_what_the_
         await check(store, ref, model)
         await follower.follow()
         follower.check(model.current)
+
+
+async def test_two_processes_that_get_the_same_events_store_them_once(
+    database: Database, database_url: str
+) -> None:
+    async with open_incoming(database_url) as one, open_incoming(database_url) as other:
+        model, ref = await shared_room(one, "12")
+        bob = UserId(f"@bob:{OTHER_SERVER}")
+        author = Author(Random(1), model, [bob])
+        pdus = []
+        for number in range(12):
+            parents = sorted(model.extremities)
+            content = {"membership": "join", "displayname": str(number)}
+            draft = EventDraft("m.room.member", content, bob)
+            pdus.append(author.event(draft, bob, parents, model.state_before(parents)))
+            model.arrive(pdus[-1])
+
+        async def take(store: IncomingStore) -> None:
+            for start in range(0, len(pdus), 3):
+                await store.incoming.receive(OTHER_SERVER, ref, pdus[start : start + 3], wait=False)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(take(one))
+            tasks.create_task(take(other))
+        await check(one, ref, model)
