@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from homeserver.protocol.events import Pdu
+from tests.client_api.rooms import room_path
 from tests.clients import Client
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
@@ -24,6 +26,140 @@ async def until(condition: Any, limit_s: float = 20) -> Any:
     return found
 
 
+async def until_said(client: Client, room: PlayedRoom, *texts: str) -> None:
+    """Wait until a client can read some texts in a room."""
+
+    async def has_come() -> bool:
+        return set(texts) <= set(await bodies(client, room))
+
+    await until(has_come)
+
+
+async def given_up(server: RunningServer, room: PlayedRoom) -> bool:
+    """Whether no event of a room waits any more."""
+    async with server.services.room_history.database.connection() as tx:
+        query = "SELECT count(*) FROM waiting_pdus JOIN rooms ON nid = room_nid WHERE room_id = $1"
+        return bool(await tx.fetchval(query, room.room_id) == 0)
+
+
+async def has_got(peer: Peer, room: PlayedRoom, event_id: str) -> bool:
+    return any(pdu.event_id == event_id for pdu in room.sent_to(peer))
+
+
+async def is_shown(client: Client, room: PlayedRoom, event: Pdu) -> bool:
+    return (await client.get(room_path(room.room_id, "event", event.event_id))).status == 200
+
+
+@BOTH_VERSIONS
+async def test_a_short_gap_is_closed_without_asking_for_state(
+    here: RunningServer, peer: Peer, alice: Client, version: str
+) -> None:
+    room = PlayedRoom.new([peer], version=version)
+    await joined(alice, room)
+    tea = user_of(peer, "tea")
+    for number in range(5):
+        room.event(tea, "m.room.message", {"body": f"missed {number}"})
+    room.event(tea, "m.room.topic", {"topic": "missed too"}, "")
+    last = room.event(tea, "m.room.message", {"body": "last"})
+
+    await send(here, peer, [last])
+
+    await until_said(alice, room, "last", *(f"missed {number}" for number in range(5)))
+    assert (await state_of(alice, room, "m.room.topic")) == {"topic": "missed too"}
+    assert not room.requests("state_ids") and not room.requests("state")
+    assert (await bodies(alice, room))[-6:] == [*(f"missed {number}" for number in range(5)), "last"]
+
+
+@BOTH_VERSIONS
+async def test_what_was_said_while_our_user_joined_is_heard(
+    here: RunningServer, peer: Peer, alice: Client, version: str
+) -> None:
+    """Its parent is history that is not known here: the parent of our join too."""
+    room = PlayedRoom.new([peer], version=version)
+    before = room.heads
+    await joined(alice, room)
+    tea = user_of(peer, "tea")
+    meanwhile = room.event(tea, "m.room.message", {"body": "meanwhile"}, prev=before)
+    topic = room.event(tea, "m.room.topic", {"topic": "meanwhile"}, "", prev=[meanwhile])
+
+    await send(here, peer, [meanwhile, topic])
+
+    await until_said(alice, room, "meanwhile")
+    await until(lambda: state_of(alice, room, "m.room.topic"))
+    await send(here, peer, [room.event(tea, "m.room.message", {"body": "merged"})])
+    await until_said(alice, room, "merged")
+
+
+async def test_an_event_whose_parents_are_kept_back_is_not_taken_until_they_are_there(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    await joined(alice, room)
+    tea = user_of(peer, "tea")
+    kept_back = room.event(tea, "m.room.message", {"body": "kept back"})
+    room.withhold(kept_back)
+    event = room.event(tea, "m.room.message", {"body": "without parents"})
+    await send(here, peer, [event])
+    await until(lambda: given_up(here, room))
+    assert not await is_shown(alice, room, event)
+    said = await alice.say(room.room_id, "as if nothing had been")
+    await until(lambda: has_got(peer, room, said))
+    assert event.event_id not in room.events[said].prev_events
+
+    del room.handed_out[kept_back.event_id]
+    await send(here, peer, [event])
+    await until_said(alice, room, "kept back", "without parents")
+
+
+async def test_missing_auth_events_are_fetched_and_one_that_nobody_gives_spoils_one_event(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer], version="11")
+    await joined(alice, room)
+    tea = user_of(peer, "tea")
+    levels = room.state["m.room.power_levels", ""]
+    create = room.state["m.room.create", ""]
+    names = [
+        room.event(tea, "m.room.member", {"membership": "join", "displayname": name}, tea, apart=True)
+        for name in ("to be had", "kept back")
+    ]
+    for name in names:
+        room.events[name.event_id] = name
+    room.withhold(names[1])
+    said = [
+        room.event(tea, "m.room.message", {"body": name.content["displayname"]}, auth=[create, levels, name])
+        for name in names
+    ]
+    others = room.event(tea, "m.room.message", {"body": "another"}, prev=[said[0]])
+
+    await send(here, peer, [said[0], said[1], others])
+
+    await until_said(alice, room, "to be had", "another")
+    await until(lambda: given_up(here, room))
+    assert not await is_shown(alice, room, said[1])
+
+
+async def test_an_event_sent_before_a_ban_that_comes_after_it_is_shown_to_nobody(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    bad = user_of(peer, "bad")
+    room = PlayedRoom.new([peer], members=[user_of(peer, "tea"), bad])
+    await joined(alice, room)
+    before = room.heads
+    ban = room.event(user_of(peer, "tea"), "m.room.member", {"membership": "ban"}, bad)
+    late = room.event(bad, "m.room.message", {"body": "too late"}, prev=before)
+    await send(here, peer, [ban])
+    await send(here, peer, [late])
+    merged = room.event(user_of(peer, "tea"), "m.room.message", {"body": "merged"}, prev=[ban])
+    await send(here, peer, [merged])
+
+    await until_said(alice, room, "merged")
+    assert not await is_shown(alice, room, late)
+    said = await alice.say(room.room_id, "quiet again")
+    await until(lambda: has_got(peer, room, said))
+    assert room.events[said].prev_events == (merged.event_id,)
+
+
 @BOTH_VERSIONS
 async def test_a_long_gap_that_cannot_be_closed_is_bridged(
     here: RunningServer, peer: Peer, alice: Client, version: str
@@ -31,7 +167,8 @@ async def test_a_long_gap_that_cannot_be_closed_is_bridged(
     room = PlayedRoom.new([peer], version=version)
     await joined(alice, room)
     tea = user_of(peer, "tea")
-    lost = [room.event(tea, "m.room.message", {"body": f"lost {number}"}) for number in range(300)]
+    for number in range(300):
+        room.event(tea, "m.room.message", {"body": f"lost {number}"})
     room.event(tea, "m.room.topic", {"topic": "in the gap"}, "")
     last = room.event(tea, "m.room.message", {"body": "last"})
     assert (await send(here, peer, [last])).body == {"pdus": {last.event_id: {}}}
@@ -42,4 +179,3 @@ async def test_a_long_gap_that_cannot_be_closed_is_bridged(
     await until(has_come)
     assert (await state_of(alice, room, "m.room.topic"))["topic"] == "in the gap"
     assert room.requests("state_ids") or room.requests("state")
-    assert lost
