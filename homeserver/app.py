@@ -75,7 +75,8 @@ from homeserver.workers.deactivations import finish_deactivations
 from homeserver.workers.federation_sender import send_to_servers
 from homeserver.workers.housekeeping import keep_house
 from homeserver.workers.session_watch import SessionWatch
-from storage import ended_sessions, received_transactions, room_imports, txn_ids
+from homeserver.workers.unfinished_joins import finish_joins
+from storage import ended_sessions, received_transactions, txn_ids
 from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.embedded.supervisor import attach_or_start, embedded_postgres
@@ -286,10 +287,6 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
         async with database.connection() as tx:
             await received_transactions.sweep(tx, clock())
 
-    async def sweep_joins() -> None:
-        async with database.connection() as tx:
-            await room_imports.end_expired_leases(tx, clock())
-
     async def sweep_ended_sessions() -> None:
         async with database.connection() as tx:
             await ended_sessions.sweep(tx)
@@ -312,7 +309,6 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
                         sweep_txn_ids,
                         sweep_ended_sessions,
                         sweep_received_transactions,
-                        sweep_joins,
                         shared.destinations.sweep,
                         federation.sending.sweep,
                     ]
@@ -325,6 +321,7 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
         ]
         if config.federation.enabled:
             loops.append(tasks.create_task(send_to_servers(federation.sending)))
+            loops.append(tasks.create_task(finish_joins(shared.remote_joins)))
         try:
             await http.start()
             yield Server(http.addresses, services, database)

@@ -7,10 +7,13 @@ before the join is published. What an attempt leaves that came to nothing is del
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from homeserver.protocol.identifiers import RoomId
+from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.identifiers import RoomId, UserId
 from homeserver.protocol.room_versions import RoomVersion, room_version
+from homeserver.protocol.strict_json import JsonObject, parse_json_object
 from storage.database import Database, Transaction
 from storage.event_flags import EventFlag
 from storage.memberships import Membership
@@ -50,14 +53,54 @@ async def open_room(tx: Transaction, room_id: RoomId, version: RoomVersion, new_
     return RoomRef(nid, room_id, room_version(row["version"]))
 
 
-async def take_lease(tx: Transaction, room_nid: int, now: int, leased_until: int) -> bool:
+@dataclass(frozen=True, slots=True)
+class PendingJoin:
+    """What is wanted: enough to try again, should the process end meanwhile."""
+
+    user_id: UserId
+    room_id: RoomId
+    content: JsonObject
+    servers: Sequence[str]
+
+
+async def take_lease(tx: Transaction, room_nid: int, join: PendingJoin, now: int, leased_until: int) -> bool:
     """Be the only one that joins a room until a time in ms; False where somebody else does."""
     query = """
-        INSERT INTO room_joins (room_nid, leased_until) VALUES ($1, $3)
-        ON CONFLICT (room_nid) DO UPDATE SET leased_until = excluded.leased_until
+        INSERT INTO room_joins (room_nid, leased_until, user_id, content, servers) VALUES ($1, $3, $4, $5, $6)
+        ON CONFLICT (room_nid) DO UPDATE
+        SET leased_until = excluded.leased_until, user_id = excluded.user_id, content = excluded.content,
+            servers = excluded.servers
         WHERE room_joins.leased_until < $2 RETURNING true
     """
-    return bool(await tx.fetchval(query, room_nid, now, leased_until))
+    content = canonical_json(join.content)
+    return bool(
+        await tx.fetchval(query, room_nid, now, leased_until, join.user_id, content, list(join.servers))
+    )
+
+
+async def take_broken_off(tx: Transaction, now: int) -> list[tuple[int, int, PendingJoin]]:
+    """Joins whose process has died: (number of the room, how often they were tried again, the join)."""
+    rows = await tx.fetch(
+        """
+        UPDATE room_joins SET attempts = attempts + 1 FROM rooms
+        WHERE rooms.nid = room_nid AND leased_until < $1
+        RETURNING room_nid, attempts, user_id, room_id, content, servers
+        """,
+        now,
+    )
+    return [
+        (
+            row["room_nid"],
+            row["attempts"],
+            PendingJoin(
+                UserId(row["user_id"]),
+                RoomId(row["room_id"]),
+                parse_json_object(row["content"]),
+                row["servers"],
+            ),
+        )
+        for row in rows
+    ]
 
 
 async def extend_lease(tx: Transaction, room_nid: int, leased_until: int) -> None:
@@ -68,11 +111,6 @@ async def extend_lease(tx: Transaction, room_nid: int, leased_until: int) -> Non
 async def end_lease(tx: Transaction, room_nid: int) -> None:
     """The attempt has ended, one way or the other."""
     await tx.execute("DELETE FROM room_joins WHERE room_nid = $1", room_nid)
-
-
-async def end_expired_leases(tx: Transaction, now: int) -> None:
-    """Give up the attempts of processes that died: events do not wait for those any more."""
-    await tx.execute("DELETE FROM room_joins WHERE leased_until < $1", now)
 
 
 async def clear(tx: Transaction, room_nid: int) -> None:

@@ -61,6 +61,7 @@ from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.nids import NidBlocks
 from storage.room_heads import RoomRef
+from storage.room_imports import PendingJoin
 from storage.shared_rooms import SharedRoom
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ MAKE_JOIN_PATIENCE_S: Final = 50.0
 """How long all servers together may take to give a template: so ten that are dead cost less than a minute."""
 RETRY_UNTIL_S: Final = 60.0
 """After that no further server is asked."""
+MAX_ATTEMPTS: Final = 10
+"""How often a join that broke off is tried again."""
 LEASE_MS: Final = 60 * 1000
 LEASE_RENEWAL_S: Final = 20.0
 PATIENCE_S: Final = 120.0
@@ -134,14 +137,31 @@ class RemoteJoins:
                     raise _busy()
         self._running[room_id] = asyncio.get_running_loop().create_future()
         try:
-            return await self._join(user_id, room_id, content, servers)
+            return await self._join(PendingJoin(user_id, room_id, content, list(servers)))
         finally:
             self._running.pop(room_id).set_result(None)
 
-    async def _join(
-        self, user_id: UserId, room_id: RoomId, content: JsonObject, servers: Iterable[str]
-    ) -> EventId:
-        candidates = await self._candidates(room_id, servers)
+    async def finish_broken_off(self) -> None:
+        """Go on with the joins of processes that have died: other servers may take us to be in the room."""
+        async with self._database.connection() as tx:
+            broken_off = await room_imports.take_broken_off(tx, self._clock())
+        for room_nid, attempts, wanted in broken_off:
+            try:
+                await self.join(wanted.user_id, wanted.room_id, wanted.content, wanted.servers)
+            except RoomIsHere:
+                log.info("%s was joined meanwhile", wanted.room_id)
+            except (BadGateway, Unavailable) as error:
+                log.info("%s cannot be joined yet: %s", wanted.room_id, error.error)
+                if attempts < MAX_ATTEMPTS:
+                    continue
+            except MatrixError as error:
+                log.info("%s is not joined after all: %s", wanted.room_id, error.error)
+            async with self._database.connection() as tx:
+                await room_imports.end_lease(tx, room_nid)
+
+    async def _join(self, wanted: PendingJoin) -> EventId:
+        user_id, room_id, content = wanted.user_id, wanted.room_id, wanted.content
+        candidates = await self._candidates(room_id, wanted.servers)
         failures: list[FederationError] = []
         started, left_s = _now(), MAKE_JOIN_PATIENCE_S
         for number, server_name in enumerate(candidates):
@@ -154,7 +174,7 @@ class RemoteJoins:
                     template = await self._template(server_name, user_id, room_id, content, limit_s)
                 finally:
                     left_s -= _now() - asked
-                return await self._join_through(template)
+                return await self._join_through(template, wanted)
             except FederationError as error:
                 log.info("%s is not joined through %r: %s", room_id, server_name, error.reason)
                 if (final := _final_answer(error)) is not None:
@@ -202,7 +222,7 @@ class RemoteJoins:
             raise InvalidResponse(server_name, f"no template: {error}") from None
         return _Template(server_name, version, stored_pdu(room_id, join.event_id, signed))
 
-    async def _join_through(self, template: _Template) -> EventId:
+    async def _join_through(self, template: _Template, wanted: PendingJoin) -> EventId:
         """Send a join to the server that proposed it. Raises FederationError, RoomIsHere."""
         room_id = template.join.room_id
         shared = await self._shared(room_id)
@@ -217,11 +237,16 @@ class RemoteJoins:
             room = await room_imports.open_room(tx, room_id, template.version, new_nid)
         if room.version is not template.version:
             raise InvalidResponse(template.server_name, "it takes the room for one of another version")
-        await self._take_lease(room)
+        await self._take_lease(room, wanted)
         try:
-            return await self._while_leased(room, lambda: self._enter(room, template))
-        finally:
+            event_id = await self._while_leased(room, lambda: self._enter(room, template))
+        except Exception:
             await self._end_lease(room)
+            raise
+        else:
+            await self._end_lease(room)
+            return event_id
+        finally:  # one that is cancelled, because the server stops, keeps its lease: it is to be finished
             self._incoming.resume(room)  # what came for the room meanwhile
 
     async def _enter(self, room: RoomRef, template: _Template) -> EventId:
@@ -268,12 +293,12 @@ class RemoteJoins:
         async with self._database.connection() as tx:
             return (await shared_rooms.find(tx, [room_id], own_nid)).get(room_id)
 
-    async def _take_lease(self, room: RoomRef) -> None:
+    async def _take_lease(self, room: RoomRef, wanted: PendingJoin) -> None:
         give_up = _now() + PATIENCE_S
         while True:
             now = self._clock()
             async with self._database.connection() as tx:
-                taken = await room_imports.take_lease(tx, room.nid, now, now + LEASE_MS)
+                taken = await room_imports.take_lease(tx, room.nid, wanted, now, now + LEASE_MS)
             if await self._is_here(room.room_id):
                 if taken:
                     await self._end_lease(room)

@@ -87,10 +87,14 @@ CREATE TABLE received_transactions (
 );
 CREATE INDEX received_transactions_ts ON received_transactions USING brin (recv_ts);
 
--- Rooms that this server is joining just now, each under a lease.
+-- Rooms that this server is joining just now, each under a lease; what is needed to go on after a crash.
 CREATE TABLE room_joins (
     room_nid     bigint PRIMARY KEY REFERENCES rooms ON DELETE CASCADE,
-    leased_until bigint NOT NULL
+    leased_until bigint NOT NULL,
+    user_id      text NOT NULL,
+    content      bytea NOT NULL,    -- JSON: what the member event says beside the membership
+    servers      text[] NOT NULL,   -- whom to ask, the best first
+    attempts     int NOT NULL DEFAULT 0
 );
 
 -- Whether the sender of a redaction may redact the events of others; otherwise those of its own server's users.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from homeserver.protocol.events import Pdu
+from homeserver.protocol.identifiers import EventId
 from tests.client_api.rooms import room_path
 from tests.clients import Client
 from tests.federation.peers import Peer
@@ -104,7 +105,7 @@ async def test_an_event_whose_parents_are_kept_back_is_not_taken_until_they_are_
     assert not await is_shown(alice, room, event)
     said = await alice.say(room.room_id, "as if nothing had been")
     await until(lambda: has_got(peer, room, said))
-    assert event.event_id not in room.events[said].prev_events
+    assert event.event_id not in room.events[EventId(said)].prev_events
 
     del room.handed_out[kept_back.event_id]
     await send(here, peer, [event])
@@ -157,7 +158,7 @@ async def test_an_event_sent_before_a_ban_that_comes_after_it_is_shown_to_nobody
     assert not await is_shown(alice, room, late)
     said = await alice.say(room.room_id, "quiet again")
     await until(lambda: has_got(peer, room, said))
-    assert room.events[said].prev_events == (merged.event_id,)
+    assert room.events[EventId(said)].prev_events == (merged.event_id,)
 
 
 @BOTH_VERSIONS

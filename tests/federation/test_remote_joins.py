@@ -204,24 +204,67 @@ async def test_a_join_that_broke_off_is_made_again(
     assert await members(alice, room) == {user_of(peer, "tea"), alice.user_id}
 
 
+async def put_lease(server: RunningServer, room: PlayedRoom, user: Client) -> None:
+    """What a process leaves that dies while it joins a room; the lease has run out."""
+    async with server.services.room_directory.database.connection() as tx:
+        query = """
+            INSERT INTO room_joins (room_nid, leased_until, user_id, content, servers)
+            SELECT nid, $2, $3, '{"displayname":"Alice"}', $4 FROM rooms WHERE room_id = $1
+        """
+        servers = [peer.name for peer in room.peers]
+        await tx.execute(query, room.room_id, server.clock() - 1, user.user_id, servers)
+
+
+async def leases(server: RunningServer, room: PlayedRoom) -> int:
+    async with server.services.room_directory.database.connection() as tx:
+        query = "SELECT count(*) FROM room_joins JOIN rooms ON nid = room_nid WHERE room_id = $1"
+        return int(await tx.fetchval(query, room.room_id))
+
+
 async def test_the_lease_of_a_process_that_died_runs_out(
     here: RunningServer, peer: Peer, alice: Client
 ) -> None:
     room = PlayedRoom.new([peer])
-    database = here.services.room_directory.database
     room.fail("send_join", 404, "M_NOT_FOUND")
     await join_by(alice, room.room_id, peer.name)
-    async with database.connection() as tx:
-        query = "INSERT INTO room_joins SELECT nid, $2 FROM rooms WHERE room_id = $1"
-        await tx.execute(query, room.room_id, here.clock() - 1)
+    await put_lease(here, room, alice)
     del room.answers["send_join"]
     await joined(alice, room)
-    async with database.connection() as tx:
-        left = await tx.fetchval(
-            "SELECT count(*) FROM room_joins JOIN rooms ON nid = room_nid WHERE room_id = $1", room.room_id
-        )
 
-    assert left == 0
+    assert await leases(here, room) == 0
+
+
+async def test_the_join_of_a_process_that_died_is_finished(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    room.fail("send_join", 404, "M_NOT_FOUND")
+    await join_by(alice, room.room_id, peer.name)
+    await put_lease(here, room, alice)
+    del room.answers["send_join"]
+
+    async with asyncio.timeout(30):
+        while alice.user_id not in await members(alice, room):
+            await here.services.remote_joins.finish_broken_off()
+    join = room.events[room.state["m.room.member", alice.user_id]]
+
+    assert join.content == {"membership": "join", "displayname": "Alice"}
+    assert await leases(here, room) == 0
+
+
+async def test_a_join_that_broke_off_and_is_refused_is_given_up(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    room.fail("send_join", 404, "M_NOT_FOUND")
+    await join_by(alice, room.room_id, peer.name)
+    await put_lease(here, room, alice)
+    room.fail("make_join", 403, "M_FORBIDDEN")
+
+    async with asyncio.timeout(30):
+        while await leases(here, room):
+            await here.services.remote_joins.finish_broken_off()
+    assert alice.user_id not in await members(alice, room)
 
 
 @BOTH_VERSIONS
