@@ -44,6 +44,8 @@ from homeserver.http.endpoints import Endpoints
 from homeserver.http.rate_limit import Limit, RateLimiter
 from homeserver.http_client import HttpClient
 from homeserver.metrics import Metrics
+from homeserver.protocol.events import Pdu
+from homeserver.protocol.identifiers import EventId
 from homeserver.services import Services
 from homeserver.services.account_services import build_account_services
 from homeserver.services.capabilities import Capabilities
@@ -53,6 +55,7 @@ from homeserver.services.deactivations import Deactivations
 from homeserver.services.directory_entries import DirectoryEntries
 from homeserver.services.federation_services import Ground, build_federation
 from homeserver.services.filters import Filters
+from homeserver.services.forward_extremities import ForwardExtremities
 from homeserver.services.lookups import Lookups
 from homeserver.services.notifier import Notifier
 from homeserver.services.own_keys import load_own_keys
@@ -82,7 +85,7 @@ from storage.dictionaries import Dictionaries
 from storage.embedded.supervisor import attach_or_start, embedded_postgres
 from storage.migrate import migrate
 from storage.persister import Persister
-from storage.room_heads import RoomHeads
+from storage.room_heads import RoomHeads, RoomRef
 from storage.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -198,13 +201,22 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
     public_rooms = PublicRooms(database, DirectoryEntries(database, dictionaries))
     recent = RecentEvents(stream.position)
     notifier = Notifier(database, stream)
-    sections = SyncSections(database, recent)
+    visibility = RoomVisibility()
+    sections = SyncSections(database, recent, visibility)
     stream.listen(recent.add)
     stream.listen(sections.listen)
     stream.listen(notifier.listen)
     stream.listen_memberships(notifier.listen_memberships)
     snapshots = StateSnapshots(database)
     stream.listen(snapshots.listen)
+    extremities = ForwardExtremities(persister, database, config.server_name, clock)
+    stream.listen(extremities.listen)
+
+    def redacted(room: RoomRef, target: EventId, redaction: Pdu) -> None:
+        heads.forget(room.room_id)
+        recent.redact(room.nid, target, redaction)
+        sections.redact(target)
+
     federation = await build_federation(
         config,
         Ground(
@@ -217,12 +229,12 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
             federation_http,
             metrics,
             clock,
+            redacted,
         ),
     )
     shared = federation.services
     if config.federation.enabled:
         stream.listen(federation.sending.listen)
-    visibility = RoomVisibility()
     client_events = ClientEvents(visibility, clock)
     services = Services(
         **vars(accounts),
@@ -256,7 +268,14 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
             config.server_name,
             clock,
         ),
-        room_history=RoomHistory(database, dictionaries, visibility, client_events, identity.incarnation),
+        room_history=RoomHistory(
+            database,
+            dictionaries,
+            visibility,
+            client_events,
+            identity.incarnation,
+            federation.history,
+        ),
         room_state=RoomState(database, dictionaries, visibility, client_events, identity.incarnation),
         sync=Sync(notifier, recent, stream, sections, identity.incarnation, clock),
     )
@@ -264,6 +283,7 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
     metrics.watch(metrics.queue_length, {"queue": "persister"}, lambda: persister.pending)
     metrics.watch(metrics.queue_length, {"queue": "waiting_syncs"}, lambda: notifier.waiting)
     metrics.watch(metrics.queue_length, {"queue": "state_snapshots"}, lambda: snapshots.waiting)
+    metrics.watch(metrics.queue_length, {"queue": "forked_rooms"}, lambda: extremities.waiting)
     sending = federation.sending
     metrics.watch(metrics.queue_length, {"queue": "undistributed_events"}, lambda: sending.undistributed)
     metrics.watch(metrics.queue_length, {"queue": "outgoing_events"}, lambda: sending.waiting_events)
@@ -316,10 +336,12 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
             ),
             tasks.create_task(federation.incoming.run()),
             tasks.create_task(snapshots.run()),
+            tasks.create_task(extremities.run()),
             tasks.create_task(SessionWatch(database, services.access_tokens).run()),
             tasks.create_task(finish_deactivations(deactivations, deactivated)),
         ]
         if config.federation.enabled:
+            loops.append(tasks.create_task(federation.history.run()))
             loops.append(tasks.create_task(send_to_servers(federation.sending)))
             loops.append(tasks.create_task(finish_joins(shared.remote_joins)))
         try:

@@ -22,6 +22,10 @@ from storage.state_deltas import DeltaRow
 _ARGUMENTS: Final = ", ".join(f"${number}" for number in range(1, 73))
 PERSIST: Final = f"SELECT kind, a, b FROM persist({_ARGUMENTS})"  # noqa: S608 -- nothing but parameters
 
+DUMMY_TYPE: Final = "org.matrix.dummy_event"
+"""Of events that do nothing but bring forward extremities together."""
+_NOT_ALWAYS_SHOWN: Final = frozenset({DUMMY_TYPE, "m.room.redaction"})
+
 LOCAL_FLAGS: Final = CODEC | EventFlag.SOLE | EventFlag.FED | EventFlag.UNSIGNED
 """An event of a local user on all extremities: other servers are owed it, and it is signed later."""
 
@@ -46,6 +50,8 @@ class StateChange(NamedTuple):
     before: StoredEvent | None
     server_nid: int = 0
     """Of a member event: the user's server."""
+    keeps_out: bool = False
+    """Whether the state has the user in the room now, but the user stays out of it as far as we go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,7 @@ class EventBatch:
         self._recv_ts = recv_ts
         self.events: list[tuple[RoomRef, NewEvent]] = []
         self.keys: list[TxnKey] = []
-        self._rooms: tuple[list[int], list[int]] = ([], [])
+        self._rooms: tuple[list[Any], ...] = _columns(2)
         self._new_rooms: tuple[list[Any], ...] = _columns(6)
         self._event_columns: tuple[list[Any], ...] = _columns(17)
         self._links: list[int] = []
@@ -131,12 +137,11 @@ class EventBatch:
 
     def add_room(self, room: RoomRef, expected_seq: int) -> None:
         """A room that events are added to, which must still be at `expected_seq`."""
-        self._rooms[0].append(room.nid)
-        self._rooms[1].append(expected_seq)
+        _append(self._rooms, room.nid, expected_seq)
 
     def add_new_room(self, room: RoomRef, new_room: NewRoom, creator_nid: int) -> None:
         """A room that comes into being with its first events."""
-        self.add_room(room, 0)
+        _append(self._rooms, room.nid, None)
         _append(
             self._new_rooms,
             room.nid, room.room_id, room.version.version, new_room.alias, creator_nid, new_room.published,
@@ -164,7 +169,7 @@ class EventBatch:
         if event.is_promoted:
             self._promoted.append(event.nid)
         if not event.is_own:
-            self._from_outside.append(event.nid)
+            self._from_outside.append(len(self))
         if event.delta is not None:
             _append(self._deltas, *event.delta)
         if event.fills_gap:
@@ -178,7 +183,7 @@ class EventBatch:
         for change in event.changes:
             event_nid = REMOVED if change.now is None else change.now.nid
             _append(self._states, room.nid, event.seq, *change.key, event_nid)
-            if change.key[0] == MEMBER_TYPE_NID:
+            if change.key[0] == MEMBER_TYPE_NID and not change.keeps_out:
                 self._add_member(room, change, event_nid)
         if event.rescinds_for is not None:
             _append(self._rescinded, room.nid, event.rescinds_for, len(self))
@@ -207,7 +212,7 @@ class EventBatch:
         _append(self._txns, key.device_nid, room.nid, key.what.encode(), key.txn_id.encode(), event.nid)
 
     def arguments(self) -> list[Any]:
-        """The arguments of PERSIST."""
+        """The arguments of PERSIST; NULL stands for an empty array, since most of them are."""
         # unnest fills up shorter columns with NULL: one that holds nothing else is sent empty
         columns = [
             column if any(value is not None for value in column) else [] for column in self._event_columns
@@ -215,7 +220,7 @@ class EventBatch:
         (nid, room, seq, depth, ts, type_nid, sender, skey, state_ver, state_delta, flags, prev_from, prev_to,
          auth_from, auth_to, event_id, json) = columns  # fmt: skip
         members = [(user, room, *row) for (user, room), row in self._members.items()]
-        return [
+        arguments = [
             *self._rooms,
             *self._new_rooms,
             nid, room, seq, depth, ts, self._recv_ts, type_nid, sender, skey, state_ver, state_delta, flags,
@@ -233,6 +238,14 @@ class EventBatch:
             *self._missing,
             *self._filled,
         ]  # fmt: skip
+        return [None if argument == [] else argument for argument in arguments]
+
+
+def is_for_servers_only(pdu: Pdu) -> bool:
+    """Whether clients are never shown an event, as far as that can be seen from itself."""
+    if pdu.type not in _NOT_ALWAYS_SHOWN or pdu.state_key is not None:
+        return False
+    return pdu.type == DUMMY_TYPE or redacted_by(pdu) is None
 
 
 def redacted_by(pdu: Pdu) -> EventId | None:

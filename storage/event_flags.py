@@ -28,3 +28,11 @@ class EventFlag:
     """An outlier that came out-of-band: nothing has checked whether its room allows it, and auth is NULL."""
     RESOLVED: Final = 1024
     """A state resolution came with it: the room's state changed otherwise than by this event alone."""
+    OPEN: Final = 2048
+    """It brings a state of its own, in which the history is shared or world-readable: so whoever was in the
+    room when it came may see it. Without this flag such an event has to be judged by that state."""
+    SERVERS_ONLY: Final = 4096
+    """Other servers get it, clients do not: a redaction without effect, or without any yet; a dummy event."""
+
+    NOT_FOR_CLIENTS: Final = HIDDEN | SOFT_FAILED | REJECTED | SERVERS_ONLY
+    """What no client is ever shown."""

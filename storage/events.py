@@ -39,7 +39,7 @@ async def begins_with_create(tx: Transaction, room_id: RoomId) -> bool:
 
 
 async def load(tx: Transaction, room_id: RoomId, event_id: EventId) -> Pdu | None:
-    """A live event of a room; None for one that is not there, or that nobody may see."""
+    """A live event of a room; None for one that is not there, or that no client may see."""
     row = await tx.fetchrow(
         """
         SELECT rooms.nid AS room_nid, version, events.nid, event_id, events.flags, json
@@ -48,7 +48,7 @@ async def load(tx: Transaction, room_id: RoomId, event_id: EventId) -> Pdu | Non
         """,
         encode_event_id(event_id),
         room_id,
-        EventFlag.HIDDEN,
+        EventFlag.NOT_FOR_CLIENTS,
     )
     if row is None:
         return None

@@ -6,6 +6,7 @@ one user and room the newer one counts.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -56,6 +57,16 @@ async def event_nids(tx: Transaction, room_nid: int, membership: Membership) -> 
     """The numbers of the member events of all users who have this membership in a room."""
     query = "SELECT array_agg(event_nid) FROM memberships WHERE room_nid = $1 AND membership = $2"
     return await tx.fetchval(query, room_nid, membership) or []
+
+
+async def joined_among(tx: Transaction, room_nid: int, user_ids: Collection[UserId]) -> set[UserId]:
+    """Those of some users who are in a room."""
+    query = """
+        SELECT s FROM atoms JOIN memberships ON user_nid = atoms.nid
+        WHERE s = ANY($2::bytea[]) AND room_nid = $1 AND membership = 1
+    """
+    rows = await tx.fetch(query, room_nid, [user_id.encode() for user_id in user_ids])
+    return {UserId(row["s"].decode()) for row in rows}
 
 
 async def joined_users_of_server(

@@ -43,6 +43,9 @@ class Standing:
     event_nid: int | None
     event: Pdu | None
     """None also for one whom a state resolution took out of the room."""
+    kept_out_of: int | None = None
+    """The number of the join in the room's state for one who is not in the room: a resolution brought it
+    there, and that moves nobody."""
 
     @property
     def is_ours(self) -> bool:
@@ -56,6 +59,11 @@ async def standing(tx: Transaction, room_id: RoomId, user_nid: int, server_nid: 
         """
         SELECT rooms.nid AS room_nid, version, newest.membership, newest.out_of_band, newest.event_nid,
                events.nid, event_id, events.flags, json,
+               (SELECT CASE WHEN log.event_nid IS DISTINCT FROM own.event_nid THEN log.event_nid END
+                FROM room_state_log AS log
+                LEFT JOIN memberships AS own ON own.user_nid = log.skey_nid AND own.room_nid = log.room_nid
+                WHERE log.room_nid = rooms.nid AND log.type_nid = $4 AND log.skey_nid = $2
+                ORDER BY log.ver DESC LIMIT 1) AS kept_out_of,
                EXISTS (SELECT FROM memberships AS local WHERE local.room_nid = rooms.nid
                        AND local.server_nid = $3 AND local.membership = 1) AS is_resident,
                EXISTS (SELECT FROM memberships AS somebody WHERE somebody.room_nid = rooms.nid)
@@ -76,6 +84,7 @@ async def standing(tx: Transaction, room_id: RoomId, user_nid: int, server_nid: 
         room_id,
         user_nid,
         server_nid,
+        MEMBER_TYPE_NID,
     )
     if row is None or row["version"] not in ROOM_VERSIONS:
         return None
@@ -88,6 +97,7 @@ async def standing(tx: Transaction, room_id: RoomId, user_nid: int, server_nid: 
         out_of_band=bool(row["out_of_band"]),
         event_nid=row["event_nid"],
         event=None if row["nid"] is None else stored_event(room, row).pdu,
+        kept_out_of=row["kept_out_of"],
     )
 
 

@@ -15,6 +15,7 @@ from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId
 from storage.database import Database, Transaction
 from storage.dictionaries import Dictionaries, Dictionary
+from storage.event_batch import is_for_servers_only
 from storage.event_codec import CODEC, encode_event
 from storage.event_flags import EventFlag
 
@@ -103,12 +104,20 @@ async def _insert_chunk(
         [types[one.pdu.type] for _, one in chunk],
         [atoms[one.pdu.sender] for _, one in chunk],
         [None if one.pdu.state_key is None else atoms[one.pdu.state_key] for _, one in chunk],
-        [one.flags | CODEC for _, one in chunk],
+        [one.flags | _flags_of(one.pdu) for _, one in chunk],
         auth_from,
         auth_to,
         [stored_id for stored_id, _ in chunk],
         [encode_event(one.canonical) for _, one in chunk],
         EventFlag.UNCHECKED,  # what came out-of-band is checked now
+    )
+    await tx.execute(
+        """
+        SELECT apply_redactions($2::bigint[], '{}', '{}', '{}')
+        WHERE EXISTS (SELECT FROM redactions WHERE room_nid = $1)
+        """,
+        room_nid,
+        [row["nid"] for row in inserted],
     )
     nids = {decode_event_id(row["event_id"]): row["nid"] for row in inserted}
     known = [stored_id for stored_id, one in chunk if one.pdu.event_id not in nids]
@@ -116,6 +125,10 @@ async def _insert_chunk(
         rows = await tx.fetch("SELECT nid, event_id FROM events WHERE event_id = ANY($1::bytea[])", known)
         nids |= {decode_event_id(row["event_id"]): row["nid"] for row in rows}
     return nids
+
+
+def _flags_of(pdu: Pdu) -> int:
+    return CODEC | EventFlag.SERVERS_ONLY if is_for_servers_only(pdu) else CODEC
 
 
 async def _numbers_of(dictionary: Dictionary, texts: Iterable[str]) -> dict[str, int]:

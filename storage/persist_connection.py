@@ -14,6 +14,13 @@ from storage.event_batch import PERSIST, EventBatch
 
 log = logging.getLogger(__name__)
 
+_SETTINGS: Final = """
+    SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
+    SET plan_cache_mode = force_generic_plan
+"""
+"""The statements of the call are planned once, which costs more than to run them: so their plans must not be
+such as are good only for tables that are still small."""
+
 RECONNECT_PAUSES_S: Final = (0.02, 0.05, 0.1, 0.2, 0.5, *([1.0] * 60))
 RECONNECT_LIMIT_S: Final = 60.0
 BUSY: Final = (
@@ -109,10 +116,7 @@ class PersistConnection:
             if self._session is not None:
                 async with asyncio.timeout(RECONNECT_LIMIT_S):
                     await _end_session(connection, self._session)
-            # The plans of the call are kept: they must not have been chosen while the tables were small.
-            await connection.execute(
-                "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off"
-            )
+            await connection.execute(_SETTINGS)
             self._statement = await connection.prepare(PERSIST)
             self._session = await connection.fetchrow(
                 "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"

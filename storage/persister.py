@@ -19,10 +19,11 @@ import asyncpg
 
 from homeserver.errors import Unavailable
 from homeserver.metrics import Metrics
-from homeserver.protocol.auth_events import auth_state_keys
+from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId, RoomId
+from homeserver.protocol.power_levels import PowerLevels
 from homeserver.protocol.redaction import redact_pdu
 from storage.database import CONNECTION_LOST, Database
 from storage.dictionaries import Dictionaries
@@ -33,6 +34,7 @@ from storage.event_batch import (
     NewRoom,
     StateChange,
     TxnKey,
+    is_for_servers_only,
     redacted_by,
 )
 from storage.event_codec import CODEC
@@ -402,8 +404,10 @@ class Persister:
             changes = (change,)
             if _rescinds(pdu, replaces):
                 rescinds_for = change.server_nid
+        redacts_others = pdu.type != "m.room.redaction" or _may_redact_others(head, pdu)
         prev_nids = head.prev_nids
         head.add(pdu, nid)
+        flags = LOCAL_FLAGS if head.extremities[-1].is_sole else LOCAL_FLAGS & ~EventFlag.SOLE
         return NewEvent(
             nid=nid,
             seq=head.seq,
@@ -415,8 +419,9 @@ class Persister:
             auth_nids=auth_nids,
             changes=changes,
             replaces=replaces,
-            flags=LOCAL_FLAGS if head.extremities[-1].is_sole else LOCAL_FLAGS & ~EventFlag.SOLE,
+            flags=flags | EventFlag.SERVERS_ONLY if is_for_servers_only(pdu) else flags,
             prev_nids=prev_nids,
+            redacts_others=redacts_others,
             rescinds_for=rescinds_for,
         )
 
@@ -436,8 +441,10 @@ class Persister:
             change = self._change(key, stored, head.stored(key))
             if change is None:
                 return None
-            changes.append(change)
+            changes.append(change._replace(keeps_out=True) if key in placed.keeps_out else change)
         flags = placed.flags | CODEC
+        if is_for_servers_only(pdu):
+            flags |= EventFlag.SERVERS_ONLY
         if placed.is_live:
             covers = set(head.prev_events) if placed.covers is None else placed.covers
             head.put(pdu, nid, wanted, covers, is_extremity=placed.is_extremity)
@@ -779,6 +786,15 @@ def _rescinds(pdu: Pdu, replaces: StoredEvent | None) -> bool:
     )
 
 
+def _may_redact_others(head: RoomHead, redaction: Pdu) -> bool:
+    """Whether the sender of a redaction has the level to redact what users of other servers have sent."""
+    create = head.event(*CREATE)
+    if create is None:
+        return False
+    levels = PowerLevels.of(head.version, create, head.event(*POWER_LEVELS))
+    return levels.user_level(redaction.sender) >= levels.redact
+
+
 def _pdu_of(addition: Pdu | Placed) -> Pdu:
     return addition.pdu if isinstance(addition, Placed) else addition
 
@@ -792,7 +808,14 @@ def _stream_event(
     redacting: Collection[int],
 ) -> StreamEvent:
     assert event.seq is not None
-    pdu = redact_pdu(room.version, event.pdu) if event.nid in redacted else event.pdu
+    pdu, flags = event.pdu, event.flags
+    redacts = redacted_by(pdu)
+    if redacts is not None and event.nid not in redacting:
+        redacts = None  # it has no effect, or none yet
+        flags |= EventFlag.SERVERS_ONLY
+    if event.nid in redacted:
+        pdu = redact_pdu(room.version, pdu)
+        flags |= EventFlag.REDACTED
     return StreamEvent(
         pos=pos,
         room=room,
@@ -800,8 +823,9 @@ def _stream_event(
         stored=StoredEvent(event.nid, pdu),
         replaces=event.replaces,
         size_bytes=len(event.canonical),
-        flags=event.flags,
+        flags=flags,
+        has_own_state=event.state_ver is not None,
         changes=event.changes,
-        redacts=redacted_by(event.pdu) if event.nid in redacting else None,
+        redacts=redacts,
         key=key,
     )

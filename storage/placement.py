@@ -40,6 +40,8 @@ class Placed:
     changes: Mapping[StateKey, StoredEvent | None] | None = None
     """How the room's current state changes with it, None for a key that goes; None: by itself alone, if it is
     a state event."""
+    keeps_out: frozenset[StateKey] = frozenset()
+    """Members whom the changes bring into the room, but who stay out of it as far as this server goes."""
     is_live: bool = True
     is_promoted: bool = False
     """Whether it is stored already, as an outlier."""

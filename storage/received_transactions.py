@@ -18,9 +18,14 @@ async def find(tx: Transaction, origin: ServerName, txn_id: str) -> bytes | None
 
 
 async def save(tx: Transaction, origin: ServerName, txn_id: str, response: bytes, recv_ts: int) -> None:
-    """Remember the answer to a transaction."""
+    """Remember the answer to a transaction; without waiting for the disk.
+
+    If a crash takes it, a repeated transaction finds the events stored, and is answered the same.
+    """
     query = """
-        INSERT INTO received_transactions (origin, txn_id, recv_ts, response) VALUES ($1, $2, $3, $4)
+        WITH unhurried AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+        INSERT INTO received_transactions (origin, txn_id, recv_ts, response)
+        SELECT $1, $2, $3::bigint, $4 FROM unhurried
         ON CONFLICT DO NOTHING
     """
     await tx.execute(query, origin, txn_id, recv_ts, response)

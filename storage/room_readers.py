@@ -1,7 +1,8 @@
-"""What decides which events of a room a user may see: the changes of its membership and of the visibility."""
+"""What decides which events of rooms a user may see: the changes of its membership and of the visibility."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from homeserver.protocol.events import StateKey
@@ -11,6 +12,7 @@ from homeserver.protocol.strict_json import JsonObject
 from storage.database import Transaction
 from storage.dictionaries import MEMBER_TYPE_NID
 from storage.event_codec import decode_event
+from storage.memberships import Membership
 from storage.packed_state import Key
 from storage.room_heads import RoomRef
 
@@ -21,8 +23,20 @@ class ViewChange:
 
     ver: int
     is_member: bool
-    content: JsonObject | None
-    """Of the new event; None where the key was removed."""
+    event_nid: int
+    """0 where the key was removed."""
+    membership: str | None
+    """Of the user's newest member event, which need not be decoded."""
+    flags: int | None
+    json: bytes | None
+
+    @property
+    def content(self) -> JsonObject | None:
+        """The content of the new event; None where the key was removed."""
+        if self.json is None or self.flags is None:
+            return None
+        content: JsonObject = decode_event(self.flags, self.json)["content"]
+        return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +46,8 @@ class Reader:
     room: RoomRef
     head_seq: int
     """The newest room_seq."""
+    is_out: bool
+    """Whether the user is not in the room, even if its state says so: a resolution moves nobody into one."""
     forgotten: bool
     """Whether the user left the room and forgot it."""
     changes: tuple[ViewChange, ...]
@@ -47,52 +63,64 @@ async def state_key_of(tx: Transaction, key: StateKey) -> Key | None:
 
 
 async def load(
-    tx: Transaction, room_id: RoomId, user_nid: int, visibility_key: Key, after: int
-) -> Reader | None:
-    """A user as a reader of a room, with what changed after a version; None for a room without events here.
+    tx: Transaction, user_nid: int, visibility_key: Key, after: Mapping[RoomId, int]
+) -> dict[RoomId, Reader]:
+    """A user as a reader of rooms, each with what changed after a version; without those that have no events.
 
     One statement, so that the changes are exactly those up to the head.
     """
     rows = await tx.fetch(
         """
-        SELECT rooms.nid, rooms.version, head.room_seq, coalesce(member.forgotten, false) AS forgotten,
-               changes.ver, changes.type_nid, events.flags, events.json
-        FROM rooms
+        SELECT rooms.room_id, rooms.nid, rooms.version, head.room_seq,
+               coalesce(member.membership <> 1, true) AS is_out, member.forgotten,
+               changes.ver, changes.is_member, changes.event_nid,
+               CASE WHEN is_member AND changes.event_nid = member.event_nid THEN membership END,
+               events.flags, events.json
+        FROM unnest($5::text[], $6::bigint[]) AS wanted(room_id, after)
+        JOIN rooms ON rooms.room_id = wanted.room_id
         CROSS JOIN LATERAL (
             SELECT room_seq FROM events WHERE room_nid = rooms.nid AND room_seq IS NOT NULL
             ORDER BY room_seq DESC LIMIT 1
         ) AS head
-        LEFT JOIN memberships AS member ON member.user_nid = $2 AND member.room_nid = rooms.nid
+        LEFT JOIN memberships AS member ON member.user_nid = $1 AND member.room_nid = rooms.nid
         LEFT JOIN LATERAL (
-            SELECT ver, type_nid, event_nid FROM room_state_log
-            WHERE room_nid = rooms.nid AND type_nid = $3 AND skey_nid = $2 AND ver > $6
+            SELECT ver, true AS is_member, event_nid FROM room_state_log
+            WHERE room_nid = rooms.nid AND type_nid = $2 AND skey_nid = $1 AND ver > wanted.after
             UNION ALL
-            SELECT ver, type_nid, event_nid FROM room_state_log
-            WHERE room_nid = rooms.nid AND type_nid = $4 AND skey_nid = $5 AND ver > $6
+            SELECT ver, false, event_nid FROM room_state_log
+            WHERE room_nid = rooms.nid AND type_nid = $3 AND skey_nid = $4 AND ver > wanted.after
         ) AS changes ON true
         LEFT JOIN events ON events.nid = changes.event_nid
-        WHERE rooms.room_id = $1 ORDER BY changes.ver
+            AND NOT (is_member AND changes.event_nid = member.event_nid)
+        ORDER BY rooms.nid, changes.ver
         """,
-        room_id,
         user_nid,
         MEMBER_TYPE_NID,
         *visibility_key,
-        after,
+        list(after),
+        list(after.values()),
     )
-    if not rows:
-        return None
-    first = rows[0]
-    return Reader(
-        RoomRef(first["nid"], room_id, room_version(first["version"])),
-        first["room_seq"],
-        first["forgotten"],
-        tuple(
-            ViewChange(
-                row["ver"],
-                row["type_nid"] == MEMBER_TYPE_NID,
-                None if row["json"] is None else decode_event(row["flags"], row["json"])["content"],
-            )
-            for row in rows
-            if row["ver"] is not None
-        ),
-    )
+    changes: dict[RoomId, list[ViewChange]] = {}
+    of_rooms: dict[RoomId, tuple[RoomRef, int, bool, bool]] = {}
+    for (
+        room_id,
+        nid,
+        version,
+        head_seq,
+        is_out,
+        forgotten,
+        ver,
+        is_member,
+        event_nid,
+        now,
+        flags,
+        json,
+    ) in rows:
+        if room_id not in of_rooms:
+            room = RoomRef(nid, room_id, room_version(version))
+            of_rooms[room_id] = room, head_seq, bool(is_out), bool(forgotten)
+            changes[room_id] = []
+        if ver is not None:
+            membership = None if now is None else Membership(now).name.lower()
+            changes[room_id].append(ViewChange(ver, is_member, event_nid, membership, flags, json))
+    return {room_id: Reader(*facts, tuple(changes[room_id])) for room_id, facts in of_rooms.items()}

@@ -47,6 +47,37 @@ async def of_keys(tx: Transaction, at: StateAt, keys: Collection[Key]) -> StateE
     return _without_removed(entries)
 
 
+async def changed_between(
+    tx: Transaction, room_nid: int, older: int, newer: int
+) -> dict[Key, tuple[int, int]]:
+    """The keys that changed in versions older < ver <= newer: their events at both versions, 0 for none."""
+    rows = await tx.fetch(
+        """
+        SELECT type_nid, skey_nid, coalesce(before.event_nid, 0) AS before, now.event_nid AS now
+        FROM (
+            SELECT DISTINCT type_nid, skey_nid FROM room_state_log
+            WHERE room_nid = $1 AND ver > $2 AND ver <= $3
+        ) AS key
+        LEFT JOIN LATERAL (
+            SELECT event_nid FROM room_state_log AS log
+            WHERE log.room_nid = $1 AND log.type_nid = key.type_nid AND log.skey_nid = key.skey_nid
+              AND log.ver <= $2
+            ORDER BY log.ver DESC LIMIT 1
+        ) AS before ON true
+        CROSS JOIN LATERAL (
+            SELECT event_nid FROM room_state_log AS log
+            WHERE log.room_nid = $1 AND log.type_nid = key.type_nid AND log.skey_nid = key.skey_nid
+              AND log.ver <= $3
+            ORDER BY log.ver DESC LIMIT 1
+        ) AS now
+        """,
+        room_nid,
+        older,
+        newer,
+    )
+    return {(row["type_nid"], row["skey_nid"]): (row["before"], row["now"]) for row in rows}
+
+
 async def except_members(tx: Transaction, at: StateAt) -> StateEntries:
     """All state but the members."""
     rows = await tx.fetch(

@@ -12,6 +12,7 @@ from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
 from homeserver.protocol.events import Pdu, stored_pdu
 from homeserver.protocol.identifiers import EventId
 from homeserver.protocol.redaction import redact
+from storage import state_deltas
 from storage.database import Transaction
 from storage.event_codec import decode_event
 from storage.event_flags import EventFlag
@@ -28,7 +29,6 @@ AFTER: Final = 1
 """As `sub`: after the live event of a room_seq."""
 
 _REDACTED: Final = int(EventFlag.REDACTED)
-_SHOWN_TO_NOBODY: Final = int(EventFlag.HIDDEN | EventFlag.SOFT_FAILED | EventFlag.REJECTED)
 _COLUMNS: Final = """
     events.nid, coalesce(events.room_seq, 0), events.sub, events.type_nid, events.sender_nid, events.skey_nid,
     events.state_ver, events.state_delta, events.flags, events.event_id, events.json
@@ -76,11 +76,6 @@ class TimelineRow(NamedTuple):
         """Whether the state before the event is known: of outliers it is not."""
         return self.seq > 0 or self.state_ver is not None
 
-    @property
-    def is_live(self) -> bool:
-        """Whether anyone may see the event: it has a place in the timeline, and is no hidden marker."""
-        return self.seq > 0 and not self.flags & _SHOWN_TO_NOBODY
-
     def pdu(self, room: RoomRef) -> Pdu:
         """The event; a redacted one comes pruned."""
         event = decode_event(self.flags, self.json)
@@ -101,38 +96,40 @@ class TimelineRow(NamedTuple):
 async def read_backwards(
     tx: Transaction, room_nid: int, low: Position, high: Position, limit: int
 ) -> list[TimelineRow]:
-    """The newest events between two positions, the newest first; those that nobody sees are left out."""
+    """The newest events between two positions, the newest first; those that no client sees are left out."""
     query = f"""
         SELECT {_COLUMNS} FROM events
         WHERE room_nid = $1 AND (room_seq, sub) >= ($2, $3) AND (room_seq, sub) < ($4, $5) AND flags & $6 = 0
         ORDER BY room_seq DESC, sub DESC LIMIT $7
     """  # noqa: S608
     return [
-        TimelineRow(*row) for row in await tx.fetch(query, room_nid, *low, *high, _SHOWN_TO_NOBODY, limit)
+        TimelineRow(*row)
+        for row in await tx.fetch(query, room_nid, *low, *high, EventFlag.NOT_FOR_CLIENTS, limit)
     ]
 
 
 async def read_forwards(
     tx: Transaction, room_nid: int, low: Position, high: Position, limit: int
 ) -> list[TimelineRow]:
-    """The oldest events between two positions, the oldest first; those that nobody sees are left out."""
+    """The oldest events between two positions, the oldest first; those that no client sees are left out."""
     query = f"""
         SELECT {_COLUMNS} FROM events
         WHERE room_nid = $1 AND (room_seq, sub) >= ($2, $3) AND (room_seq, sub) < ($4, $5) AND flags & $6 = 0
         ORDER BY room_seq, sub LIMIT $7
     """  # noqa: S608
     return [
-        TimelineRow(*row) for row in await tx.fetch(query, room_nid, *low, *high, _SHOWN_TO_NOBODY, limit)
+        TimelineRow(*row)
+        for row in await tx.fetch(query, room_nid, *low, *high, EventFlag.NOT_FOR_CLIENTS, limit)
     ]
 
 
 async def find(tx: Transaction, room_nid: int, event_id: EventId) -> TimelineRow | None:
-    """A live event of a room by its ID; None for one that is not there, or that is shown to nobody."""
+    """A live event of a room by its ID; None for one that is not there, or that no client sees."""
     query = f"""
         SELECT {_COLUMNS} FROM events
         WHERE event_id = $2 AND room_nid = $1 AND room_seq IS NOT NULL AND flags & $3 = 0
     """  # noqa: S608
-    row = await tx.fetchrow(query, room_nid, encode_event_id(event_id), _SHOWN_TO_NOBODY)
+    row = await tx.fetchrow(query, room_nid, encode_event_id(event_id), EventFlag.NOT_FOR_CLIENTS)
     return None if row is None else TimelineRow(*row)
 
 
@@ -143,29 +140,38 @@ async def by_nids(tx: Transaction, nids: Collection[int]) -> dict[int, TimelineR
 
 
 async def replaced(tx: Transaction, room_nid: int, rows: Iterable[TimelineRow]) -> dict[int, TimelineRow]:
-    """For live state events, by their numbers: the event that each replaced, where there was one."""
-    rows = [row for row in rows if row.skey_nid is not None and row.sub == 0]
+    """For state events of the timeline, by their numbers: the event that each replaced, if there was one."""
+    rows = [row for row in rows if row.skey_nid is not None and row.seq > 0]
     if not rows:
         return {}
+    older_history = [row for row in rows if row.sub < 0]
+    delta_ids = {row.state_delta for row in older_history if row.state_delta is not None}
+    deltas = await state_deltas.load(tx, delta_ids) if delta_ids else {}
+    own = {
+        row.nid: deltas[row.state_delta].get((row.type_nid, row.skey_nid))
+        for row in older_history
+        if row.state_delta is not None and row.skey_nid is not None
+    }
     query = f"""
         SELECT state.nid AS by_nid, {_COLUMNS}
-        FROM unnest($2::bigint[], $3::bigint[], $4::int[], $5::bigint[])
-             AS state(nid, seq, type_nid, skey_nid)
-        CROSS JOIN LATERAL (
+        FROM unnest($2::bigint[], $3::bigint[], $4::int[], $5::bigint[], $6::bigint[])
+             AS state(nid, ver, type_nid, skey_nid, own)
+        LEFT JOIN LATERAL (
             SELECT log.event_nid FROM room_state_log AS log
             WHERE log.room_nid = $1 AND log.type_nid = state.type_nid AND log.skey_nid = state.skey_nid
-              AND log.ver < state.seq
+              AND log.ver <= state.ver
             ORDER BY log.ver DESC LIMIT 1
-        ) AS older
-        JOIN events ON events.nid = older.event_nid
+        ) AS older ON state.own IS NULL
+        JOIN events ON events.nid = coalesce(state.own, older.event_nid)
     """  # noqa: S608
     found = await tx.fetch(
         query,
         room_nid,
         [row.nid for row in rows],
-        [row.seq for row in rows],
+        [row.seq - 1 if row.sub == 0 else row.state_ver for row in rows],
         [row.type_nid for row in rows],
         [row.skey_nid for row in rows],
+        [own.get(row.nid) for row in rows],
     )
     return {by_nid: TimelineRow(*columns) for by_nid, *columns in found}
 
@@ -180,7 +186,7 @@ async def redactions(
           AND room_seq IS NOT NULL AND flags & $3 = 0
         ORDER BY room_seq, sub
     """  # noqa: S608
-    found = await tx.fetch(query, room_nid, [row.stored_id for row in targets], _SHOWN_TO_NOBODY)
+    found = await tx.fetch(query, room_nid, [row.stored_id for row in targets], EventFlag.NOT_FOR_CLIENTS)
     return [(target, TimelineRow(*columns)) for target, *columns in found]
 
 

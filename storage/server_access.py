@@ -30,8 +30,11 @@ class RoomAccess:
     acl: AclEvent | None
 
 
-async def load(tx: Transaction, room_id: RoomId, server_name: ServerName) -> RoomAccess | None:
-    """What a room says about a server; None for a room that is not known here."""
+async def load(tx: Transaction, room_id: RoomId, server_name: ServerName | None) -> RoomAccess | None:
+    """What a room says about a server; None for a room that is not known here.
+
+    `server_name`: None where only the ACL matters.
+    """
     row = await tx.fetchrow(
         """
         SELECT rooms.nid, version, acl.nid AS acl_nid, acl.flags AS acl_flags,
@@ -50,7 +53,7 @@ async def load(tx: Transaction, room_id: RoomId, server_name: ServerName) -> Roo
         WHERE room_id = $1
         """,
         room_id,
-        server_name.encode(),
+        None if server_name is None else server_name.encode(),
     )
     if row is None:
         return None

@@ -45,23 +45,26 @@ class Delta:
 
 
 async def load(tx: Transaction, delta_ids: Iterable[int]) -> dict[int, Delta]:
-    """Deltas by their IDs."""
+    """Deltas by their IDs. What many of them lie over is read once."""
+    wanted = set(delta_ids)
     rows = await tx.fetch(
         """
-        SELECT delta.id, delta.base_ver, delta.entries, delta.parent, below.entries AS parent_entries
-        FROM state_delta AS delta LEFT JOIN state_delta AS below ON below.id = delta.parent
-        WHERE delta.id = ANY($1::bigint[])
+        SELECT id, base_ver, parent, entries FROM state_delta
+        WHERE id = ANY($1::bigint[])
+           OR id = ANY(ARRAY(SELECT parent FROM state_delta WHERE id = ANY($1::bigint[])))
         """,
-        list(delta_ids),
+        list(wanted),
     )
+    packed = {row["id"]: PackedState.stored(row["entries"]) for row in rows}
     return {
         row["id"]: Delta(
             row["base_ver"],
-            PackedState.stored(row["entries"]),
+            packed[row["id"]],
             row["parent"],
-            None if row["parent"] is None else PackedState.stored(row["parent_entries"]),
+            None if row["parent"] is None else packed[row["parent"]],
         )
         for row in rows
+        if row["id"] in wanted
     }
 
 

@@ -1,4 +1,8 @@
-"""Where stored events have their place in a room: what new events that name them build on."""
+"""Where stored events have their place in a room: what new events that name them build on.
+
+That a row is of the room is checked here, not in the queries: as long as there are few events, PostgreSQL may
+choose to look for them in the index of the room, and keeps to that plan while the room grows.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,11 @@ class StoredPlace:
         return self.seq is None and not self.is_refused
 
     @property
+    def has_state_before(self) -> bool:
+        """Whether the state before it is known."""
+        return self.seq is not None or self.state_ver is not None
+
+    @property
     def is_unchecked(self) -> bool:
         """Whether it came out-of-band, and nothing has checked whether its room allows it."""
         return bool(self.flags & EventFlag.UNCHECKED)
@@ -66,10 +75,9 @@ async def load(tx: Transaction, room_nid: int, event_ids: Collection[EventId]) -
     """Those of some events that are stored in a room."""
     rows = await tx.fetch(
         """
-        SELECT nid, event_id, room_seq, flags, state_ver, state_delta, type_nid, skey_nid FROM events
-        WHERE event_id = ANY($2::bytea[]) AND room_nid = $1
+        SELECT room_nid, nid, event_id, room_seq, flags, state_ver, state_delta, type_nid, skey_nid
+        FROM events WHERE event_id = ANY($1::bytea[])
         """,
-        room_nid,
         [encode_event_id(event_id) for event_id in event_ids],
     )
     places = (
@@ -83,6 +91,7 @@ async def load(tx: Transaction, room_nid: int, event_ids: Collection[EventId]) -
             None if row["skey_nid"] is None else (row["type_nid"], row["skey_nid"]),
         )
         for row in rows
+        if row["room_nid"] == room_nid
     )
     return {place.event_id: place for place in places}
 
@@ -108,25 +117,30 @@ async def bodies(tx: Transaction, room: RoomRef, event_ids: Collection[EventId])
     """
     rows = await tx.fetch(
         """
-        SELECT nid, event_id, flags, json FROM events
-        WHERE event_id = ANY($2::bytea[]) AND room_nid = $1 AND flags & $3 = 0
+        SELECT room_nid, nid, event_id, flags, json FROM events
+        WHERE event_id = ANY($1::bytea[]) AND flags & $2 = 0
         """,
-        room.nid,
         [encode_event_id(event_id) for event_id in event_ids],
         EventFlag.UNCHECKED,
     )
-    found = (StoredBody(row["nid"], row["flags"], stored_event(room, row).pdu) for row in rows)
+    found = (
+        StoredBody(row["nid"], row["flags"], stored_event(room, row).pdu)
+        for row in rows
+        if row["room_nid"] == room.nid
+    )
     return {body.pdu.event_id: body for body in found}
 
 
 async def bodies_by_nid(tx: Transaction, room: RoomRef, nids: Collection[int]) -> dict[int, StoredBody]:
     """Some events of a room by their numbers; redacted ones pruned."""
     rows = await tx.fetch(
-        "SELECT nid, event_id, flags, json FROM events WHERE nid = ANY($2::bigint[]) AND room_nid = $1",
-        room.nid,
-        list(nids),
+        "SELECT room_nid, nid, event_id, flags, json FROM events WHERE nid = ANY($1::bigint[])", list(nids)
     )
-    return {row["nid"]: StoredBody(row["nid"], row["flags"], stored_event(room, row).pdu) for row in rows}
+    return {
+        row["nid"]: StoredBody(row["nid"], row["flags"], stored_event(room, row).pdu)
+        for row in rows
+        if row["room_nid"] == room.nid
+    }
 
 
 async def are_missing(tx: Transaction, room_nid: int, event_ids: Collection[EventId]) -> set[EventId]:

@@ -13,10 +13,13 @@ from typing import Final, TypeAlias
 
 import asyncpg
 
+from homeserver.protocol.events import Pdu, stored_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, UserId
 from homeserver.protocol.room_versions import ROOM_VERSIONS, room_version
 from storage.database import Database, Transaction
+from storage.dictionaries import MEMBER_TYPE_NID
 from storage.event_batch import StateChange, TxnKey, redacted_by
+from storage.event_codec import decode_event
 from storage.event_flags import EventFlag
 from storage.memberships import Membership
 from storage.room_heads import RoomRef, StoredEvent, stored_event
@@ -42,6 +45,8 @@ class StreamEvent:
     """The size of the event in canonical JSON; of one that another process wrote, an estimate."""
     flags: int = 0
     """Bits of EventFlag."""
+    has_own_state: bool = False
+    """Whether the state before it is another than the room's when it came."""
     changes: tuple[StateChange, ...] = ()
     """How the room's current state changed with it: mostly by itself alone, if it is a state event."""
     redacts: EventId | None = None
@@ -56,13 +61,13 @@ class StreamEvent:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is what events mostly are: it changes the state by itself, if it is a state event."""
-        return not self.flags & (EventFlag.HIDDEN | EventFlag.RESOLVED)
+        """Whether it is what events mostly are: it changes the state by itself, if it is a state event.
 
-    @property
-    def is_hidden(self) -> bool:
-        """Whether it is only a marker of a change of state, which nobody sees."""
-        return bool(self.flags & EventFlag.HIDDEN)
+        Whoever is in the room then may see it, unless it is none for clients.
+        """
+        if self.has_own_state and not self.flags & EventFlag.OPEN:
+            return False
+        return not self.flags & (EventFlag.HIDDEN | EventFlag.RESOLVED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,7 @@ class Stream:
                     """
                     SELECT pos, kind, stream.room_nid, stream.room_seq, stream.user_nid, rooms.room_id,
                            rooms.version, events.type_nid, events.skey_nid, events.nid, event_id,
-                           events.flags, json
+                           events.flags, events.state_ver IS NOT NULL AS has_own_state, json
                     FROM stream
                     JOIN events ON events.nid = stream.ref
                     JOIN rooms ON rooms.nid = stream.room_nid
@@ -163,8 +168,9 @@ class Stream:
                         replaces=own[0].before if own else None,
                         size_bytes=2 * len(row["json"]),
                         flags=row["flags"],
+                        has_own_state=row["has_own_state"],
                         changes=tuple(changed),
-                        redacts=redacted_by(stored.pdu),
+                        redacts=_redacts(row, stored.pdu),
                     )
                 )
             self._tell(events)
@@ -177,8 +183,12 @@ class Stream:
         log = await tx.fetch(
             """
             SELECT log.room_nid, log.ver, log.type_nid, log.skey_nid, log.event_nid,
-                   event_types.name, atoms.s, older.event_nid AS before_nid
-            FROM unnest($1::bigint[], $2::bigint[]) AS event(room_nid, seq)
+                   event_types.name, atoms.s, older.event_nid AS before_nid,
+                   coalesce(log.type_nid = $4 AND log.event_nid <> 0 AND NOT EXISTS (
+                       SELECT FROM memberships AS member
+                       WHERE member.user_nid = log.skey_nid AND member.room_nid = log.room_nid
+                         AND member.pos >= event.pos), false) AS keeps_out
+            FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS event(room_nid, seq, pos)
             JOIN room_state_log AS log ON log.room_nid = event.room_nid AND log.ver = event.seq
             JOIN event_types ON event_types.nid = log.type_nid
             JOIN atoms ON atoms.nid = log.skey_nid
@@ -191,6 +201,8 @@ class Stream:
             """,
             [row["room_nid"] for row in rows],
             [row["room_seq"] for row in rows],
+            [row["pos"] for row in rows],
+            MEMBER_TYPE_NID,
         )
         rooms = {row["room_nid"]: _room_of(row) for row in rows}
         room_of = {nid: row["room_nid"] for row in log for nid in (row["event_nid"], row["before_nid"])}
@@ -208,6 +220,7 @@ class Stream:
                     name,
                     by_nid.get(row["event_nid"]),
                     by_nid.get(row["before_nid"]),
+                    keeps_out=row["keeps_out"],
                 )
             )
         return changes
@@ -232,6 +245,15 @@ class Stream:
         )
         for listener in self._membership_listeners:
             listener(change)
+
+
+def _redacts(row: asyncpg.Record, pdu: Pdu) -> EventId | None:
+    """The event whose content an event takes away, although its own may be gone meanwhile."""
+    if row["flags"] & EventFlag.SERVERS_ONLY:
+        return None
+    if row["flags"] & EventFlag.REDACTED:
+        pdu = stored_pdu(pdu.room_id, pdu.event_id, decode_event(row["flags"], row["json"]))
+    return redacted_by(pdu)
 
 
 def _room_of(row: asyncpg.Record) -> RoomRef:

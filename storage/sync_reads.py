@@ -15,8 +15,6 @@ from storage.dictionaries import MEMBER_TYPE_NID
 from storage.event_flags import EventFlag
 from storage.packed_state import REMOVED, Key, PackedState, StateEntries
 
-_SHOWN_TO_NOBODY = EventFlag.HIDDEN | EventFlag.SOFT_FAILED | EventFlag.REJECTED
-
 
 class TimelineEntry(NamedTuple):
     """A live event's place in its room, without the event."""
@@ -25,8 +23,14 @@ class TimelineEntry(NamedTuple):
     nid: int
     flags: int
     type_nid: int
-    key: Key | None
-    """Of a state event."""
+    skey_nid: int | None
+    state_ver: int | None
+    state_delta: int | None
+
+    @property
+    def key(self) -> Key | None:
+        """The key of a state event, in numbers."""
+        return None if self.skey_nid is None else (self.type_nid, self.skey_nid)
 
 
 class Change(NamedTuple):
@@ -73,15 +77,18 @@ async def seqs_at(tx: Transaction, positions: Sequence[tuple[int, int]]) -> list
 async def newest_entries(
     tx: Transaction, parts: Mapping[int, tuple[int, int, int]]
 ) -> dict[int, list[TimelineEntry]]:
-    """For each room (a, b, limit): the newest events with a < room_seq <= b, at most `limit`, in order."""
+    """For each room (a, b, limit): the newest events with a < room_seq <= b, at most `limit`, in order.
+
+    Of what no client is shown only those that follow a gap are among them: they tell that there is one.
+    """
     rows = await tx.fetch(
         """
         SELECT part.room_nid, newest.*
         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS part(room_nid, a, b, most)
         CROSS JOIN LATERAL (
-            SELECT room_seq, nid, flags, type_nid, skey_nid FROM events
+            SELECT room_seq, nid, flags, type_nid, skey_nid, state_ver, state_delta FROM events
             WHERE events.room_nid = part.room_nid AND room_seq > part.a AND room_seq <= part.b AND sub = 0
-              AND flags & $5 = 0
+              AND (flags & $5 = 0 OR flags & $6 <> 0)
             ORDER BY room_seq DESC LIMIT part.most
         ) AS newest
         ORDER BY part.room_nid, room_seq
@@ -90,42 +97,13 @@ async def newest_entries(
         [a for a, _, _ in parts.values()],
         [b for _, b, _ in parts.values()],
         [limit for _, _, limit in parts.values()],
-        _SHOWN_TO_NOBODY,
+        EventFlag.NOT_FOR_CLIENTS,
+        EventFlag.GAP,
     )
     found: dict[int, list[TimelineEntry]] = {room_nid: [] for room_nid in parts}
-    for room_nid, seq, nid, flags, type_nid, skey_nid in rows:
-        key = None if skey_nid is None else (type_nid, skey_nid)
-        found[room_nid].append(TimelineEntry(seq, nid, flags, type_nid, key))
+    for room_nid, *entry in rows:
+        found[room_nid].append(TimelineEntry(*entry))
     return found
-
-
-async def view_changes(
-    tx: Transaction, user_nid: int, upto: Mapping[int, int]
-) -> list[tuple[int, int, bool, int]]:
-    """How a user's membership and the history visibility of rooms changed, up to a version of each room.
-
-    Rows of (room, version, whether it is the membership, event; 0 for none any more), ascending in each room.
-    """
-    rows = await tx.fetch(
-        """
-        SELECT at.room_nid, log.ver, log.type_nid = $4 AS is_member, log.event_nid
-        FROM unnest($2::bigint[], $3::bigint[]) AS at(room_nid, ver)
-        CROSS JOIN (
-            VALUES ($4::int, $1::bigint),
-                   ((SELECT nid FROM event_types WHERE name = 'm.room.history_visibility'),
-                    (SELECT nid FROM atoms WHERE s = ''))
-        ) AS key(type_nid, skey_nid)
-        JOIN room_state_log AS log
-          ON log.room_nid = at.room_nid AND log.type_nid = key.type_nid AND log.skey_nid = key.skey_nid
-         AND log.ver <= at.ver
-        ORDER BY at.room_nid, log.ver
-        """,
-        user_nid,
-        list(upto),
-        list(upto.values()),
-        MEMBER_TYPE_NID,
-    )
-    return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
 async def replaced_events(
@@ -329,7 +307,7 @@ async def redactions_of(
         """,
         [room_nid for room_nid, _ in targets],
         [target for _, target in targets],
-        _SHOWN_TO_NOBODY,
+        EventFlag.NOT_FOR_CLIENTS,
     )
     return {(row[0], row[1]): row[2] for row in rows}
 

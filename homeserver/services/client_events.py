@@ -14,7 +14,8 @@ from homeserver.protocol.events import Pdu, client_event
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.access_tokens import Requester
 from homeserver.services.clock import Clock
-from homeserver.services.room_visibility import RoomView, RoomVisibility
+from homeserver.services.reader_views import RoomView
+from homeserver.services.room_visibility import RoomVisibility
 from storage import room_timeline
 from storage.database import Transaction
 from storage.room_heads import RoomRef
@@ -53,10 +54,11 @@ class ClientEvents:
         shown = []
         for event in events:
             row, pdu = event.row, event.pdu
-            membership = view.view_after(row, pdu).membership
             unsigned: JsonObject = {
                 "age": max(0, now_ms - pdu.origin_server_ts),
-                "membership": membership if isinstance(membership, str) else "leave",
+                "membership": view.membership_after(row.seq)
+                if row.sub == 0
+                else view.membership_after(row.state_ver or 0, pdu),
             }
             if (replaced := older.get(row.nid)) is not None:
                 unsigned["replaces_state"] = replaced.event_id

@@ -17,15 +17,17 @@ from homeserver.protocol.auth_events import CREATE, auth_state_keys, select_auth
 from homeserver.protocol.auth_rules import check_auth, check_auth_events
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import Pdu, StateKey
-from homeserver.protocol.identifiers import EventId
+from homeserver.protocol.history_visibility import HISTORY_VISIBILITY, Visibility, visibility_in
+from homeserver.protocol.identifiers import EventId, ServerName, UserId
 from homeserver.protocol.power_levels import PowerLevels
 from homeserver.protocol.room_versions import RoomVersion
-from homeserver.services.fork_states import ForkStates, NewNode
-from storage import stored_places
+from homeserver.services.fork_states import ForkStates, NewNode, key_numbers
+from storage import memberships, stored_places
 from storage.database import Database, Transaction
 from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
-from storage.packed_state import StateEntries
+from storage.packed_state import REMOVED, StateEntries
+from storage.persister import server_of_member
 from storage.placement import Placed
 from storage.room_heads import (
     Extremity,
@@ -92,7 +94,6 @@ class _AuthFacts:
     """The auth events that an event names, and what they say about it: the same for ever."""
 
     nids: tuple[int, ...]
-    events: Mapping[StateKey, Pdu]
     refusal: str | None
     """Why they do not allow the event."""
 
@@ -115,7 +116,12 @@ class _View:
     room: RoomRef
     state_ver: int
     extremities: tuple[Extremity, ...]
-    create: Pdu | None
+    current: Mapping[StateKey, StoredEvent]
+    """The current state, as far as it matters to the event."""
+
+    def pdus(self, keys: Iterable[StateKey]) -> dict[StateKey, Pdu]:
+        """The current events of some keys that matter, less those that have none."""
+        return {key: self.current[key].pdu for key in keys if key in self.current}
 
 
 class Arrivals:
@@ -127,11 +133,17 @@ class Arrivals:
     """
 
     def __init__(
-        self, database: Database, dictionaries: Dictionaries, forks: ForkStates, arrivals: Sequence[Arrival]
+        self,
+        database: Database,
+        dictionaries: Dictionaries,
+        forks: ForkStates,
+        server_name: ServerName,
+        arrivals: Sequence[Arrival],
     ) -> None:
         self._database = database
         self._dictionaries = dictionaries
         self._forks = forks
+        self._server_name = server_name
         self._arrivals = arrivals
 
     def __call__(self, head: RoomHead) -> list[Placed]:
@@ -141,7 +153,9 @@ class Arrivals:
         for arrival in self._arrivals:
             try:
                 placed = self._place(head, arrival)
-            except (Needs, NeedsWork, NeedsCommit):
+            except Needs as needs:
+                raise Needs(needs.keys | self._missing_keys(head)) from None
+            except (NeedsWork, NeedsCommit):
                 if taken:
                     break
                 raise
@@ -155,6 +169,17 @@ class Arrivals:
                 head.put(placed.pdu, placed.nid, changes, covers, is_extremity=placed.is_extremity)
         return taken
 
+    def _missing_keys(self, head: RoomHead) -> frozenset[StateKey]:
+        """What the head has not loaded of all that the events may need: to be had in one go."""
+        keys: set[StateKey] = set()
+        for arrival in self._arrivals:
+            keys.update(_keys_that_matter(head.version, arrival.pdu))
+        try:
+            head.events(keys)
+        except Needs as needs:
+            return needs.keys
+        return frozenset()
+
     def _place(self, head: RoomHead, arrival: Arrival) -> Placed:
         pdu = arrival.pdu
         parents = set(pdu.prev_events)
@@ -167,7 +192,7 @@ class Arrivals:
         if facts is None or facts.fits != _kind_of_head(
             head.state_ver, head.extremities, facts.placed.covers
         ):
-            view = _View(head.room, head.state_ver, head.extremities, head.event(*CREATE))
+            view = _view(head, pdu)
             raise NeedsWork(lambda: self._work_out(view, arrival))
         arrival.verdict, arrival.reason = facts.verdict, facts.reason
         if arrival.is_fixed and facts.verdict is not Verdict.ACCEPTED:
@@ -181,15 +206,13 @@ class Arrivals:
         pdu, version = arrival.pdu, head.version
         keys = auth_state_keys(version, pdu.type, pdu.sender, pdu.state_key, pdu.content)
         state = head.events(keys)
-        selected = select_auth_events(version, pdu.type, pdu.sender, pdu.state_key, pdu.content, state)
         refusal: str | None = None
-        if len(selected) == len(pdu.auth_events) and set(selected) == set(pdu.auth_events):
-            stored = (head.stored(key) for key in keys)
-            named = set(selected)
-            auth_nids = tuple(one.nid for one in stored if one is not None and one.pdu.event_id in named)
+        if _names_just(version, pdu, state):
+            stored = [one for key in keys if (one := head.stored(key)) is not None]
+            auth_nids = _nids_of_named(pdu, stored)
         else:
             if arrival.auth is None:
-                view = _View(head.room, head.state_ver, head.extremities, head.event(*CREATE))
+                view = _view(head, pdu)
                 raise NeedsWork(lambda: self._learn_auth_events(view, arrival))
             auth_nids, refusal = arrival.auth.nids, arrival.auth.refusal
         if refusal is None:
@@ -228,6 +251,10 @@ class Arrivals:
 
     async def _auth_facts(self, tx: Transaction, view: _View, pdu: Pdu) -> _AuthFacts:
         """What the auth events of an event say about it. Raises MissingAuthEvents."""
+        version = view.room.version
+        current = view.pdus(auth_state_keys(version, pdu.type, pdu.sender, pdu.state_key, pdu.content))
+        if _names_just(version, pdu, current):
+            return _AuthFacts(_nids_of_named(pdu, view.current.values()), _refusal(version, pdu, current))
         found = await stored_places.bodies(tx, view.room, set(pdu.auth_events))
         missing = set(pdu.auth_events) - set(found)
         if missing:
@@ -235,7 +262,6 @@ class Arrivals:
         named = [found[event_id] for event_id in pdu.auth_events]
         return _AuthFacts(
             tuple(body.nid for body in named),
-            {body.pdu.key: body.pdu for body in named if body.pdu.state_key is not None},
             _refusal_by_auth_events(view, pdu, named),
         )
 
@@ -244,7 +270,7 @@ class Arrivals:
         pdu, room, now = arrival.pdu, view.room, view.state_ver
         async with self._database.connection() as tx:
             parents = await stored_places.load(tx, room.nid, set(pdu.prev_events))
-            placed_parents = {i: place for i, place in parents.items() if not place.is_outlier}
+            placed_parents = {i: place for i, place in parents.items() if place.has_state_before}
             missing = set(pdu.prev_events) - set(placed_parents)
             if (missing and missing != arrival.missing) or not pdu.prev_events:
                 raise MissingParents(pdu, missing)
@@ -252,34 +278,35 @@ class Arrivals:
                 arrival.auth = await self._auth_facts(tx, view, pdu)
             covered = await self._covered(tx, room, placed_parents)
             late = bool(await stored_places.are_missing(tx, room.nid, [pdu.event_id]))
-        before = arrival.before
-        if before is None:
-            states = await self._forks.after(placed_parents.values())
-            before = await self._one_state(room, now, list(states.values()))
+        before, overlay = await self._before(view, arrival, placed_parents.values())
         extremities = {extremity.event_id for extremity in view.extremities}
         covers = frozenset(covered & extremities)
-        overlay = await self._forks.relative(room.nid, before, now)
         keys = auth_state_keys(room.version, pdu.type, pdu.sender, pdu.state_key, pdu.content)
         # After one of the extremities the state is taken into account already.
         follows = arrival.before is None and len(pdu.prev_events) == 1 and pdu.prev_events[0] in extremities
-        verdict, refusal = Verdict.ACCEPTED, arrival.auth.refusal
+        verdict, refusal, flags = Verdict.ACCEPTED, arrival.auth.refusal, arrival.flags
         if refusal is None:
-            state = await self._forks.of_keys(room, now, overlay, keys)
+            keys_read = [*keys, HISTORY_VISIBILITY]
+            state = await self._forks.overlaid(room, view.pdus(keys_read), keys_read, overlay)
             refusal = _refusal(room.version, pdu, state)
+            if _is_open(state):
+                flags |= EventFlag.OPEN
         if refusal is not None:
             verdict = Verdict.REJECTED
         else:
-            refusal = await self._refused_now(view, pdu, before, {} if follows else overlay, keys)
+            plain = follows and pdu.state_key is None and not late
+            others = {} if plain else await self._overlays(view)
+            refusal = await self._refused_now(view, pdu, overlay, None if follows else others, keys)
             if refusal is not None:
                 verdict = Verdict.SOFT_FAILED
         placed = Placed(
             pdu,
             arrival.nid,
-            arrival.flags,
+            flags,
             arrival.auth.nids,
             tuple(place.nid for place in placed_parents.values()),
-            frozenset() if late else covers,
-            is_extremity=not late,
+            covers,
+            is_extremity=not late or covers == extremities,
             state=before,
             changes={},
             is_promoted=arrival.is_promoted,
@@ -290,70 +317,139 @@ class Arrivals:
             flag = EventFlag.REJECTED if verdict is Verdict.REJECTED else EventFlag.SOFT_FAILED
             placed = replace(placed, flags=flag, is_live=False)
         else:
-            levels = await self._forks.of_keys(room, now, {}, _levels_keys(pdu))
             changes: Mapping[StateKey, StoredEvent | None] = {}
-            if not late and not (follows and pdu.state_key is None):
-                changes = await self._changes(view, covers, before, arrival)
-            redacts_others = _redacts_others(room.version, pdu, levels)
-            placed = replace(placed, changes=changes, redacts_others=redacts_others)
+            staying = [others[event_id] for event_id in extremities - covers if event_id in others]
+            if not placed.is_extremity:
+                if covers:
+                    changes = await self._in_words(view, await self._forks.merge(room, now, staying), arrival)
+            elif not (follows and pdu.state_key is None):
+                changes = await self._changes(view, staying, overlay, arrival)
+            placed = replace(
+                placed,
+                changes=changes,
+                keeps_out=await self._kept_out(room, changes, arrival),
+                redacts_others=_redacts_others(room.version, pdu, view.pdus(_levels_keys(pdu))),
+            )
         fits = _kind_of_head(now, view.extremities, placed.covers)
         arrival.fork = _ForkFacts(fits, placed, verdict, refusal or "")
 
-    async def _one_state(self, room: RoomRef, now: int, states: Sequence[ForkState]) -> ForkState:
-        """The state that the states after all parents come to."""
+    async def _before(
+        self, view: _View, arrival: Arrival, parents: Iterable[StoredPlace]
+    ) -> tuple[ForkState, StateEntries]:
+        """The state before an event, to which its parents come, and how it differs from the current one."""
+        room, now = view.room, view.state_ver
+        if arrival.before is not None:
+            states = [arrival.before]
+        else:
+            states = list((await self._forks.after(parents)).values())
+        overlays = [await self._forks.relative(room.nid, state, now) for state in states]
         if len(states) == 1:
-            return states[0]
-        return ForkState(now, await self._forks.resolve(room, now, states))
+            return states[0], overlays[0]
+        overlay = await self._forks.merge(room, now, overlays)
+        return ForkState(now, overlay), overlay
+
+    async def _overlays(self, view: _View) -> dict[EventId, StateEntries]:
+        """How the state after each of the extremities differs from the current one."""
+        states = {
+            extremity.event_id: ForkState(extremity.seq)
+            for extremity in view.extremities
+            if extremity.is_sole
+        }
+        forked = [extremity.event_id for extremity in view.extremities if not extremity.is_sole]
+        if forked:
+            async with self._database.connection() as tx:
+                places = await stored_places.load(tx, view.room.nid, forked)
+            after = await self._forks.after(places.values())
+            states |= {event_id: after[place.nid] for event_id, place in places.items()}
+        return {
+            event_id: await self._forks.relative(view.room.nid, state, view.state_ver)
+            for event_id, state in states.items()
+        }
 
     async def _refused_now(
-        self, view: _View, pdu: Pdu, before: ForkState, overlay: StateEntries, keys: Sequence[StateKey]
+        self,
+        view: _View,
+        pdu: Pdu,
+        overlay: StateEntries,
+        others: Mapping[EventId, StateEntries] | None,
+        keys: Sequence[StateKey],
     ) -> str | None:
         """Why the current state does not allow an event: that of all extremities and the one before it.
 
+        `overlay`, `others`: how the state before it, which does allow it, and those after the extremities
+        differ from trunk. None where the event follows one of them: the trunk is the current state then.
         Source: Server-Server API, "Soft failure".
         """
-        current: StateEntries = {}
-        if overlay:
-            states = [*await self._states_of(view, view.extremities), before]
-            current = await self._forks.resolve(view.room, view.state_ver, states)
-        state = await self._forks.of_keys(view.room, view.state_ver, current, keys)
+        overlays = [*(others or {}).values(), overlay]
+        if not overlay or await self._agree(view, keys, overlays):
+            return None
+        current = {} if others is None else await self._forks.merge(view.room, view.state_ver, overlays)
+        state = await self._forks.overlaid(view.room, view.pdus(keys), keys, current)
         return _refusal(view.room.version, pdu, state)
 
+    async def _agree(self, view: _View, keys: Collection[StateKey], overlays: Iterable[StateEntries]) -> bool:
+        """Whether all states have the same event for each of some keys: then what they come to has it too."""
+        numbers = await key_numbers(self._dictionaries, keys)
+        return all(
+            key in view.current and not any(numbers[key] in overlay for overlay in overlays) for key in keys
+        )
+
     async def _changes(
-        self, view: _View, covers: Collection[EventId], before: ForkState, arrival: Arrival
+        self, view: _View, staying: Sequence[StateEntries], before: StateEntries, arrival: Arrival
     ) -> dict[StateKey, StoredEvent | None]:
-        """How the current state changes when an event joins the extremities that it does not cover."""
+        """How the current state changes when an event joins the extremities that it does not cover.
+
+        `staying`, `before`: how the states after those, and the one before the event, differ from now.
+        """
         assert arrival.auth is not None
         pdu, after = arrival.pdu, before
         if pdu.state_key is not None:
             type_nid = await self._dictionaries.event_types.nid(pdu.type)
-            after = before.after((type_nid, await self._dictionaries.atoms.nid(pdu.state_key)), arrival.nid)
-        others = [extremity for extremity in view.extremities if extremity.event_id not in covers]
+            own = (type_nid, await self._dictionaries.atoms.nid(pdu.state_key))
+            after = {key: nid for key, nid in before.items() if key != own}
+            current = view.current.get(pdu.key)
+            if current is None or current.nid != arrival.nid:
+                after[own] = arrival.nid
         new = NewNode(arrival.nid, pdu, arrival.auth.nids)
-        states = [*await self._states_of(view, others), after]
-        changes = await self._forks.resolve(view.room, view.state_ver, states, new)
+        changes = await self._forks.merge(view.room, view.state_ver, [*staying, after], new)
+        return await self._in_words(view, changes, arrival)
+
+    async def _in_words(
+        self, view: _View, changes: StateEntries, arrival: Arrival
+    ) -> dict[StateKey, StoredEvent | None]:
+        """Changes of the current state, with their events."""
         if not changes:
             return {}
         types = await self._dictionaries.event_types.texts({type_nid for type_nid, _ in changes})
         state_keys = await self._dictionaries.atoms.texts({skey_nid for _, skey_nid in changes})
-        async with self._database.connection() as tx:
-            events = await stored_places.bodies_by_nid(tx, view.room, set(changes.values()))
-        bodies = {nid: StoredEvent(nid, body.pdu) for nid, body in events.items()}
-        bodies[arrival.nid] = StoredEvent(arrival.nid, pdu)
+        bodies = {arrival.nid: StoredEvent(arrival.nid, arrival.pdu)}
+        if stored := set(changes.values()) - {REMOVED, arrival.nid}:
+            async with self._database.connection() as tx:
+                events = await stored_places.bodies_by_nid(tx, view.room, stored)
+            bodies |= {nid: StoredEvent(nid, body.pdu) for nid, body in events.items()}
         return {
             (types[type_nid], state_keys[skey_nid]): bodies.get(nid)
             for (type_nid, skey_nid), nid in changes.items()
         }
 
-    async def _states_of(self, view: _View, extremities: Sequence[Extremity]) -> list[ForkState]:
-        """The states after some extremities."""
-        sole = [ForkState(extremity.seq) for extremity in extremities if extremity.is_sole]
-        forked = [extremity.event_id for extremity in extremities if not extremity.is_sole]
-        if not forked:
-            return sole
+    async def _kept_out(
+        self, room: RoomRef, changes: Mapping[StateKey, StoredEvent | None], arrival: Arrival
+    ) -> frozenset[StateKey]:
+        """The users of this server whom a resolution would bring into the room: it moves nobody into one."""
+        moved = {
+            UserId(key[1]): key
+            for key, stored in changes.items()
+            if key[0] == "m.room.member"
+            and stored is not None
+            and stored.nid != arrival.nid
+            and stored.pdu.membership == "join"
+            and server_of_member(key[1]) == self._server_name
+        }
+        if not moved:
+            return frozenset()
         async with self._database.connection() as tx:
-            places = await stored_places.load(tx, view.room.nid, forked)
-        return [*sole, *(await self._forks.after(places.values())).values()]
+            inside = await memberships.joined_among(tx, room.nid, moved)
+        return frozenset(key for user_id, key in moved.items() if user_id not in inside)
 
     async def _covered(
         self, tx: Transaction, room: RoomRef, parents: Mapping[EventId, StoredPlace]
@@ -370,6 +466,32 @@ class Arrivals:
             places = await stored_places.load(tx, room.nid, behind)
             refused = [place for place in places.values() if place.is_refused]
         return covered
+
+
+def _keys_that_matter(version: RoomVersion, pdu: Pdu) -> list[StateKey]:
+    """The keys of the current state that may be looked at when an event gets its place."""
+    keys = auth_state_keys(version, pdu.type, pdu.sender, pdu.state_key, pdu.content)
+    own = () if pdu.state_key is None else (pdu.key,)
+    return list(dict.fromkeys([CREATE, HISTORY_VISIBILITY, *keys, *own]))
+
+
+def _view(head: RoomHead, pdu: Pdu) -> _View:
+    """What is seen of a head for an event. Raises Needs."""
+    keys = _keys_that_matter(head.version, pdu)
+    current = {key: stored for key in keys if (stored := head.stored(key)) is not None}
+    return _View(head.room, head.state_ver, head.extremities, current)
+
+
+def _names_just(version: RoomVersion, pdu: Pdu, state: Mapping[StateKey, Pdu]) -> bool:
+    """Whether the auth events of an event are just those that a state has for it."""
+    selected = select_auth_events(version, pdu.type, pdu.sender, pdu.state_key, pdu.content, state)
+    return len(selected) == len(pdu.auth_events) and set(selected) == set(pdu.auth_events)
+
+
+def _nids_of_named(pdu: Pdu, stored: Iterable[StoredEvent]) -> tuple[int, ...]:
+    """The numbers of those of some events that are among the auth events of an event."""
+    named = set(pdu.auth_events)
+    return tuple(one.nid for one in stored if one.pdu.event_id in named)
 
 
 def _kind_of_head(
@@ -406,14 +528,21 @@ def _refusal_by_auth_events(view: _View, pdu: Pdu, named: Sequence[StoredBody]) 
     version = view.room.version
     rejected = {body.pdu.event_id for body in named if body.is_rejected}
     state = {body.pdu.key: body.pdu for body in named if body.pdu.state_key is not None}
-    if version.room_id_is_create_hash and view.create is not None:
-        state[CREATE] = view.create
+    if version.room_id_is_create_hash and CREATE in view.current:
+        state[CREATE] = view.current[CREATE].pdu
     try:
         check_auth_events(version, pdu, [body.pdu for body in named], rejected)
         check_auth(version, pdu, state)
     except NotAllowed as error:
         return str(error)
     return None
+
+
+def _is_open(state: Mapping[StateKey, Pdu]) -> bool:
+    """Whether a state shows a room's history to whoever is a member."""
+    event = state.get(HISTORY_VISIBILITY)
+    visibility = visibility_in(None if event is None else event.content)
+    return visibility in (Visibility.SHARED, Visibility.WORLD_READABLE)
 
 
 def _levels_keys(pdu: Pdu) -> list[StateKey]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from federation.outbound.server_discovery import ServerDiscovery
@@ -10,12 +11,15 @@ from federation.outbound.srv_records import SrvRecords
 from homeserver.config import Config
 from homeserver.http_client import HttpClient
 from homeserver.metrics import Metrics
-from homeserver.protocol.identifiers import ServerName
+from homeserver.protocol.events import Pdu
+from homeserver.protocol.identifiers import EventId, ServerName
 from homeserver.server_policy import ServerPolicy
 from homeserver.services.clock import Clock
 from homeserver.services.destinations import Destinations
 from homeserver.services.federation_sending import FederationSending
+from homeserver.services.fetched_history import FetchedHistory
 from homeserver.services.fork_states import ForkStates
+from homeserver.services.history_fetching import HistoryFetching
 from homeserver.services.history_for_servers import HistoryForServers
 from homeserver.services.incoming_events import IncomingEvents
 from homeserver.services.join_imports import JoinImports
@@ -39,6 +43,7 @@ from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.oob_memberships import OutOfBandStore
 from storage.persister import Persister
+from storage.room_heads import RoomRef
 from storage.stream import Stream
 
 
@@ -64,6 +69,7 @@ class Federation:
     services: FederationServices
     client: SignedClient
     incoming: IncomingEvents
+    history: HistoryFetching
     sending: FederationSending
 
 
@@ -80,6 +86,8 @@ class Ground:
     http: HttpClient
     metrics: Metrics
     clock: Clock
+    redacted: Callable[[RoomRef, EventId, Pdu], None]
+    """Told of what is redacted without an event of the stream: (room, event, redaction)."""
 
 
 async def build_federation(config: Config, ground: Ground) -> Federation:
@@ -114,6 +122,14 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
     served = ServedEvents(database, graphs, outgoing)
     missing = MissingEvents(database, client, gate, Outliers(database, dictionaries, clock), forks)
     incoming = IncomingEvents(database, dictionaries, persister, forks, missing, config.server_name, clock)
+    history = HistoryFetching(
+        database,
+        dictionaries,
+        client,
+        FetchedHistory(database, missing, ground.redacted),
+        config.server_name,
+        clock,
+    )
     imports = JoinImports(
         database, dictionaries, persister, gate, ground.snapshots, config.server_name, clock
     )
@@ -132,7 +148,9 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
         server_keys=key_ring,
         destinations=destinations,
         out_of_band=out_of_band,
-        remote_joins=RemoteJoins(database, dictionaries, client, gate, imports, incoming, own, clock),
+        remote_joins=RemoteJoins(
+            database, dictionaries, client, gate, imports, incoming, history, own, clock
+        ),
         remote_invites=RemoteInvites(persister, incoming, client, gate, key_ring, outgoing, clock),
         resident_rooms=ResidentRooms(
             database, dictionaries, persister, gate, incoming, served, access, own, clock
@@ -150,4 +168,4 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
             clock,
         ),
     )
-    return Federation(services, client, incoming, sending)
+    return Federation(services, client, incoming, history, sending)

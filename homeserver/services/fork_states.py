@@ -96,19 +96,24 @@ class ForkStates:
             states[place.nid] = state
         return states
 
-    async def resolve(
+    async def resolve(self, room: RoomRef, now: int, states: Iterable[ForkState]) -> StateEntries:
+        """The state that some states come to, as what differs from trunk(now): 0 for a removed key.
+
+        `now`: the newest version of the trunk; none of the states builds on a newer one.
+        """
+        return await self.merge(room, now, [await self.relative(room.nid, state, now) for state in states])
+
+    async def merge(
         self,
         room: RoomRef,
         now: int,
-        states: Sequence[ForkState],
+        overlays: Sequence[StateEntries],
         new: NewNode | None = None,
     ) -> StateEntries:
-        """The state that some states come to, as what differs from trunk(now): 0 for a removed key.
+        """The state that some states come to; all of them in what differs from trunk(now).
 
-        `now`: the newest version of the trunk; none of the states builds on a newer one. `new`: the event
-        that is about to be stored, where one of the states has it.
+        `new`: the event that is about to be stored, where one of the states has it.
         """
-        overlays = [await self.relative(room.nid, state, now) for state in states]
         first = overlays[0]
         if all(overlay == first for overlay in overlays[1:]):
             return first
@@ -124,7 +129,7 @@ class ForkStates:
             if new is not None:
                 is_power_levels = (new.pdu.type, new.pdu.state_key) == POWER_LEVELS
                 graph.add(new.nid, new.auth_nids, is_power_levels=is_power_levels)
-            work = _Resolution(self.database, self.dictionaries, self._bodies, room, trunk.entries, graph)
+            work = _Resolution(self, room, trunk.entries, graph)
             return await work.run(overlays, new)
 
     async def relative(self, room_nid: int, state: ForkState, now: int) -> StateEntries:
@@ -132,16 +137,16 @@ class ForkStates:
         differences = state.differences()
         if state.ver >= now and not differences:
             return {}
+        then: StateEntries = {}
+        current: StateEntries = {}
         async with self.database.connection() as tx:
             if state.ver < now:
-                changed = await room_state.changed(tx, room_nid, state.ver, now)
-                if changed:
-                    older = await room_state.of_keys(tx, StateAt(room_nid, state.ver), changed)
-                    differences = {key: older.get(key, REMOVED) for key in changed} | differences
-            if not differences:
-                return {}
-            current = await room_state.of_keys(tx, StateAt(room_nid, now), differences)
-        return {key: nid for key, nid in differences.items() if current.get(key, REMOVED) != nid}
+                changed = await room_state.changed_between(tx, room_nid, state.ver, now)
+                then = {key: before for key, (before, _) in changed.items()}
+                current = {key: after for key, (_, after) in changed.items()}
+            if others := differences.keys() - then.keys():
+                current |= await room_state.of_keys(tx, StateAt(room_nid, now), others)
+        return {key: nid for key, nid in (then | differences).items() if current.get(key, REMOVED) != nid}
 
     async def of_keys(
         self, room: RoomRef, now: int, overlay: StateEntries, keys: Collection[StateKey]
@@ -155,6 +160,38 @@ class ForkStates:
             events = await stored_places.bodies_by_nid(tx, room, set(nids.values()))
         return {name: events[nid].pdu for name, nid in nids.items()}
 
+    async def overlaid(
+        self,
+        room: RoomRef,
+        current: Mapping[StateKey, Pdu],
+        keys: Collection[StateKey],
+        overlay: StateEntries,
+    ) -> dict[StateKey, Pdu]:
+        """The events of some keys in the state that differs from the current one by an overlay.
+
+        `current`: the current events of these keys, as far as there are any.
+        """
+        state = {key: current[key] for key in keys if key in current}
+        numbers = await key_numbers(self.dictionaries, keys) if overlay else {}
+        other = {name: overlay[key] for name, key in numbers.items() if key in overlay}
+        bodies = await self.bodies(room, set(other.values()) - {REMOVED})
+        for name, nid in other.items():
+            state.pop(name, None)
+            if nid != REMOVED:
+                state[name] = bodies[nid].pdu
+        return state
+
+    async def bodies(self, room: RoomRef, nids: Collection[int]) -> dict[int, StoredBody]:
+        """Events by their numbers, from memory where they are there. Only for what the rules read of them."""
+        found = {nid: body for nid in nids if (body := self._bodies.get(nid)) is not None}
+        if missing := set(nids) - set(found):
+            async with self.database.connection() as tx:
+                loaded = await stored_places.bodies_by_nid(tx, room, missing)
+            for nid, body in loaded.items():
+                self._bodies.put(nid, body, 1)
+            found |= loaded
+        return found
+
     async def _trunk(self, room_nid: int, now: int) -> _Trunk:
         """The whole state of a room at a version, which is kept up with by what changed since."""
         known = self._trunks.get(room_nid)
@@ -164,8 +201,11 @@ class ForkStates:
             if known is None or known.ver > now:
                 entries = await room_state.whole(tx, StateAt(room_nid, now))
             else:
-                entries = known.entries | await room_state.changed(tx, room_nid, known.ver, now)
-                entries = {key: nid for key, nid in entries.items() if nid != REMOVED}
+                changed = await room_state.changed(tx, room_nid, known.ver, now)
+                entries = known.entries | changed
+                for key, nid in changed.items():
+                    if nid == REMOVED:
+                        del entries[key]
         trunk = _Trunk(now, entries)
         self._trunks.put(room_nid, trunk, len(entries) + 1)
         return trunk
@@ -207,9 +247,7 @@ class _NumberedState(Mapping[StateKey, int]):
 class _Resolution:
     """One resolution: its events are loaded as it asks for them."""
 
-    database: Database
-    dictionaries: Dictionaries
-    bodies: BoundedCache[int, StoredBody]
+    forks: ForkStates
     room: RoomRef
     trunk: StateEntries
     graph: AuthGraph[int]
@@ -220,7 +258,7 @@ class _Resolution:
 
     async def run(self, overlays: Sequence[StateEntries], new: NewNode | None) -> StateEntries:
         names = await self._names({key for overlay in overlays for key in overlay})
-        self.numbers.update(await key_numbers(self.dictionaries, [CREATE, POWER_LEVELS, JOIN_RULES]))
+        self.numbers.update(await key_numbers(self.forks.dictionaries, [CREATE, POWER_LEVELS, JOIN_RULES]))
         base = _NumberedState(self.trunk, self.numbers)
         in_words = [
             {names[key]: nid if nid != REMOVED else None for key, nid in overlay.items()}
@@ -258,13 +296,7 @@ class _Resolution:
         )
 
     async def _load(self, nids: set[int]) -> None:
-        found = {nid: body for nid in nids if (body := self.bodies.get(nid)) is not None}
-        if missing := nids - set(found):
-            async with self.database.connection() as tx:
-                loaded = await stored_places.bodies_by_nid(tx, self.room, missing)
-            for nid, body in loaded.items():
-                self.bodies.put(nid, body, 1)
-            found |= loaded
+        found = await self.forks.bodies(self.room, nids)
         self.absent |= nids - set(found)
         self.rejected |= {nid for nid, body in found.items() if body.is_rejected}
         await self._take({nid: body.pdu for nid, body in found.items()})
@@ -277,11 +309,11 @@ class _Resolution:
             if pdu.state_key is not None:
                 keys.add(pdu.key)
             keys.update(auth_state_keys(self.room.version, pdu.type, pdu.sender, pdu.state_key, pdu.content))
-        self.numbers.update(await key_numbers(self.dictionaries, keys - set(self.numbers)))
+        self.numbers.update(await key_numbers(self.forks.dictionaries, keys - set(self.numbers)))
 
     async def _names(self, keys: Collection[Key]) -> dict[Key, StateKey]:
-        types = await self.dictionaries.event_types.texts({type_nid for type_nid, _ in keys})
-        state_keys = await self.dictionaries.atoms.texts({skey_nid for _, skey_nid in keys})
+        types = await self.forks.dictionaries.event_types.texts({type_nid for type_nid, _ in keys})
+        state_keys = await self.forks.dictionaries.atoms.texts({skey_nid for _, skey_nid in keys})
         names = {(type_nid, skey_nid): (types[type_nid], state_keys[skey_nid]) for type_nid, skey_nid in keys}
         self.numbers.update({name: key for key, name in names.items()})
         return names

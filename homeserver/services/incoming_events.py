@@ -191,7 +191,9 @@ class IncomingEvents:
                 waiting.add(first.pdu.event_id)
                 arrivals = arrivals[1:]
                 continue
-            decision = Arrivals(self._database, self._dictionaries, self._forks, arrivals[:at_once])
+            decision = Arrivals(
+                self._database, self._dictionaries, self._forks, self._server_name, arrivals[:at_once]
+            )
             try:
                 taken = await self._persister.append(ref.room_id, decision)
             except EventsStored as stored:

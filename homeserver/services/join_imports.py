@@ -234,7 +234,7 @@ class JoinImports:
             missing=frozenset(
                 event_id
                 for event_id in join.prev_events
-                if event_id not in places or places[event_id].is_outlier
+                if event_id not in places or not places[event_id].has_state_before
             ),
         )
 

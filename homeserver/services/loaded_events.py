@@ -6,7 +6,7 @@ Only their bytes are kept, and the few fields that answers are made by: a whole 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from homeserver.services.bounded_cache import BoundedCache
 from homeserver.services.event_formats import Opening, open_client_json
 from storage import room_timeline, sync_reads
 from storage.database import Transaction
-from storage.event_batch import redacted_by
+from storage.event_flags import EventFlag
 from storage.room_heads import RoomRef
 from storage.room_timeline import TimelineRow
 from storage.stream import StreamEvent
@@ -47,8 +47,17 @@ class LoadedEvent:
     origin_server_ts: int
     open_json: bytes
     """The event without `unsigned` and the last brace."""
-    is_redacted: bool
+    flags: int
+    type_nid: int
+    skey_nid: int | None
+    state_ver: int | None
+    state_delta: int | None
     redacted_because: LoadedEvent | None = None
+
+    @property
+    def is_redacted(self) -> bool:
+        """Whether a redaction of the event holds."""
+        return bool(self.flags & EventFlag.REDACTED)
 
     @property
     def json(self) -> JsonObject:
@@ -81,9 +90,11 @@ class LoadedEvents:
 
     def listen(self, events: Sequence[StreamEvent]) -> None:
         """From now on what a redaction names is shown pruned."""
-        for event in events:
-            if (target := redacted_by(event.stored.pdu)) is not None:
-                self._redacted.add(target)
+        self.redact(event.redacts for event in events if event.redacts is not None)
+
+    def redact(self, event_ids: Iterable[EventId]) -> None:
+        """From now on some events are shown pruned."""
+        self._redacted.update(event_ids)
         if len(self._redacted) > MAX_REDACTIONS:
             self._redacted.clear()
             self._kept.clear()
@@ -150,6 +161,10 @@ def _event(row: TimelineRow, room: RoomRef, because: LoadedEvent | None, opening
         sender=pdu.sender,
         origin_server_ts=pdu.origin_server_ts,
         open_json=opening(pdu),
-        is_redacted=row.is_redacted,
+        flags=row.flags,
+        type_nid=row.type_nid,
+        skey_nid=row.skey_nid,
+        state_ver=row.state_ver,
+        state_delta=row.state_delta,
         redacted_because=because,
     )

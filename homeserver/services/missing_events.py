@@ -16,11 +16,17 @@ from typing import Final
 
 from federation.outbound import room_requests
 from federation.outbound.room_requests import StateIdsAnswer
-from federation.outbound.signed_client import FederationError, SignedClient
+from federation.outbound.signed_client import (
+    FederationError,
+    InvalidResponse,
+    RequestRefused,
+    SignedClient,
+)
+from homeserver.protocol.auth_events import CREATE
 from homeserver.protocol.errors import InvalidIdentifier
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, ServerName, parse_event_id
-from homeserver.services.fork_states import ForkStates
+from homeserver.services.fork_states import ForkStates, key_numbers
 from homeserver.services.outliers import Outliers
 from homeserver.services.pdu_gate import PduGate
 from storage import room_state, stored_places
@@ -110,7 +116,7 @@ class MissingEvents:
         wanted = {event_id for pdu in pdus for event_id in pdu.prev_events} - set(found)
         async with self.database.connection() as tx:
             places = await stored_places.load(tx, room.nid, wanted)
-        return {event_id for event_id in wanted if event_id not in places or places[event_id].is_outlier}
+        return {one for one in wanted if one not in places or not places[one].has_state_before}
 
     async def auth_events(
         self, room: RoomRef, pdu: Pdu, missing: Collection[EventId], servers: Sequence[ServerName]
@@ -124,10 +130,11 @@ class MissingEvents:
                 await self.outliers.store(room, await self._verified(room, chain))
             except FederationError as error:
                 log.info("the auth chain of %s cannot be fetched: %s", pdu.event_id, error)
-            still_missing = await self._not_stored(room, missing)
-            if still_missing:
-                await self._fetch_with_auth_events(room, server_name, still_missing)
-            if not await self._not_stored(room, missing):
+            try:
+                await self.fetch_with_auth_events(room, server_name, await self.not_stored(room, missing))
+            except FederationError as error:
+                log.info("the auth events of %s cannot be fetched: %s", pdu.event_id, error)
+            if not await self.not_stored(room, missing):
                 return True
         return False
 
@@ -159,81 +166,116 @@ class MissingEvents:
             return ForkState(now, await self.forks.resolve(room, now, states))
         return None
 
+    async def told_state(self, room: RoomRef, event_id: EventId, server_name: ServerName) -> StateEntries:
+        """The state before an event as a server tells it, stored, without events that do not hold.
+
+        As when a room is joined, what the gate refuses is left out, and what the server does not give. Raises
+        FederationError, IncompleteState for a state without a create event.
+        """
+        ids = await room_requests.get_room_state_ids(self.client, server_name, room.room_id, event_id)
+        await self._complete(room, server_name, event_id, ids)
+        return await self._entries(room, _event_ids(ids.pdu_ids), must_be_whole=False)
+
     async def _state_after(
         self, room: RoomRef, head: RoomHead, event_id: EventId, server_name: ServerName
     ) -> ForkState:
-        """The state after an event that is not here. Raises IncompleteState."""
+        """The state after an event that is not here. Raises FederationError, IncompleteState."""
         ids = await room_requests.get_room_state_ids(self.client, server_name, room.room_id, event_id)
-        wanted = _event_ids(ids.pdu_ids)
         await self._complete(room, server_name, event_id, ids)
-        await self._fetch_with_auth_events(room, server_name, [event_id])
+        await self.fetch_with_auth_events(room, server_name, [event_id])
+        entries = await self._entries(room, [*_event_ids(ids.pdu_ids), event_id], must_be_whole=True)
+        now = head.state_ver
         async with self.database.connection() as tx:
-            stored = await stored_places.bodies(tx, room, [*wanted, event_id])
-            places = await stored_places.load(tx, room.nid, [*wanted, event_id])
-            entries: StateEntries = {}
-            for state_id in [*wanted, event_id]:
-                body = stored.get(state_id)
-                if body is None:
-                    raise IncompleteState(f"{state_id} cannot be had")
-                key = places[state_id].key
-                if key is not None and not body.is_rejected:
-                    entries[key] = body.nid
-            if not any(stored[one].pdu.type == "m.room.create" for one in wanted):
-                raise IncompleteState("a state without a create event")
-            now = head.state_ver
             current = await room_state.whole(tx, StateAt(room.nid, now))
         removed = dict.fromkeys(current.keys() - entries.keys(), REMOVED)
         changed = {key: nid for key, nid in entries.items() if current.get(key) != nid}
         return ForkState(now, removed | changed)
 
+    async def _entries(
+        self, room: RoomRef, event_ids: Sequence[EventId], *, must_be_whole: bool
+    ) -> StateEntries:
+        """The state that events make, later ones in the place of earlier ones. Raises IncompleteState."""
+        async with self.database.connection() as tx:
+            places = await stored_places.load(tx, room.nid, event_ids)
+        entries: StateEntries = {}
+        for event_id in event_ids:
+            place = places.get(event_id)
+            if place is None or place.is_unchecked:
+                if must_be_whole:
+                    raise IncompleteState(f"{event_id} cannot be had")
+            elif place.key is not None and not place.is_rejected:
+                entries[place.key] = place.nid
+        create = await key_numbers(self.forks.dictionaries, [CREATE])
+        if create.get(CREATE) not in entries:
+            raise IncompleteState("a state without a create event")
+        return entries
+
     async def _complete(
         self, room: RoomRef, server_name: ServerName, event_id: EventId, ids: StateIdsAnswer
     ) -> None:
-        """Fetch and store what is not here of a state and its auth chains."""
+        """Fetch and store what is not here of a state and its auth chains, as far as the server gives it.
+
+        Raises FederationError.
+        """
         wanted = _event_ids([*ids.pdu_ids, *ids.auth_chain_ids])
-        missing = await self._not_stored(room, wanted)
+        missing = await self.not_stored(room, wanted)
         if len(missing) * ONE_BY_ONE_UP_TO > len(wanted):
             answer = await room_requests.get_room_state(self.client, server_name, room.room_id, event_id)
             events = [*answer.auth_chain, *answer.pdus]
             await self.outliers.store(room, await self._verified(room, events))
         elif missing:
-            await self.outliers.store(room, await self._fetch(room, server_name, missing))
+            found, failure = await self._fetch(room, server_name, missing)
+            await self.outliers.store(room, found)
+            if failure is not None:
+                raise failure
 
-    async def _fetch_with_auth_events(
+    async def fetch_with_auth_events(
         self, room: RoomRef, server_name: ServerName, event_ids: Collection[EventId]
     ) -> None:
-        """Fetch and store events one by one, with those that they name as auth events."""
+        """Fetch and store events one by one, with those that they name as auth events, as far as possible.
+
+        Raises FederationError where the server cannot be reached.
+        """
         found: dict[EventId, Pdu] = {}
+        failure: FederationError | None = None
         missing = set(event_ids)
         for _ in range(MAX_ROUNDS):
-            new = await self._fetch(room, server_name, missing)
+            if not missing or failure is not None:
+                break
+            new, failure = await self._fetch(room, server_name, missing)
             found |= {pdu.event_id: pdu for pdu in new}
             named = {event_id for pdu in new for event_id in pdu.auth_events} - set(found)
-            missing = await self._not_stored(room, named)
-            if not missing:
-                break
+            missing = await self.not_stored(room, named)
         await self.outliers.store(room, found.values())
+        if failure is not None:
+            raise failure
 
     async def _fetch(
         self, room: RoomRef, server_name: ServerName, event_ids: Collection[EventId]
-    ) -> list[Pdu]:
-        """Events of a room by their IDs, a few at a time: those that can be had."""
+    ) -> tuple[list[Pdu], FederationError | None]:
+        """Events of a room by their IDs, a few at a time: those that the server gives.
+
+        Also why it did not give the others, where it cannot be reached.
+        """
         found: list[Pdu] = []
+        failures: list[FederationError] = []
         turns = asyncio.Semaphore(FETCHES_AT_ONCE)
 
         async def fetch(event_id: EventId) -> None:
             async with turns:
                 try:
-                    event = await room_requests.get_event(self.client, server_name, event_id)
-                except FederationError as error:
+                    if not failures:
+                        event = await room_requests.get_event(self.client, server_name, event_id)
+                        found.extend(await self._verified(room, [event], [event_id]))
+                except (RequestRefused, InvalidResponse) as error:
                     log.debug("%s cannot be fetched: %s", event_id, error)
-                    return
-                found.extend(await self._verified(room, [event], [event_id]))
+                except FederationError as error:
+                    failures.append(error)
 
         async with asyncio.TaskGroup() as tasks:
             for event_id in sorted(event_ids)[:MAX_FETCHED_EVENTS]:
                 tasks.create_task(fetch(event_id))
-        return found
+        return found, next(iter(failures), None)
 
     async def _verified(
         self, room: RoomRef, events: Sequence[object], event_ids: Sequence[EventId] | None = None
@@ -242,7 +284,8 @@ class MissingEvents:
         pdus = [one for one in outcomes if isinstance(one, Pdu) and one.room_id == room.room_id]
         return list({pdu.event_id: pdu for pdu in pdus}.values())
 
-    async def _not_stored(self, room: RoomRef, event_ids: Collection[EventId]) -> set[EventId]:
+    async def not_stored(self, room: RoomRef, event_ids: Collection[EventId]) -> set[EventId]:
+        """Those of some events that are not here, or were never checked."""
         if not event_ids:
             return set()
         async with self.database.connection() as tx:
@@ -254,13 +297,17 @@ class IncompleteState(Exception):
     """A state of which some events cannot be had."""
 
 
-def parents_first(pdus: Iterable[Pdu]) -> list[Pdu]:
-    """Events in their order, but each after those of them that it has among its prev_events."""
+def parents_first(pdus: Iterable[Pdu], *, auth_events_too: bool = False) -> list[Pdu]:
+    """Events in their order, but each after those of them that it has among its prev_events.
+
+    `auth_events_too`: and among its auth_events.
+    """
     by_id: Mapping[EventId, Pdu] = {pdu.event_id: pdu for pdu in pdus}
     waiting_for: list[int] = []
     children: dict[EventId, list[int]] = {}
     for number, pdu in enumerate(by_id.values()):
-        parents = {parent for parent in pdu.prev_events if parent in by_id}
+        named = (*pdu.prev_events, *pdu.auth_events) if auth_events_too else pdu.prev_events
+        parents = {parent for parent in named if parent in by_id}
         waiting_for.append(len(parents))
         for parent in parents:
             children.setdefault(parent, []).append(number)

@@ -22,6 +22,7 @@ from storage import memberships
 from storage.database import Database
 from storage.dictionaries import MEMBER_TYPE_NID
 from storage.event_batch import StateChange
+from storage.event_flags import EventFlag
 from storage.memberships import Membership
 from storage.room_heads import RoomRef
 from storage.stream import Stream, StreamEvent, StreamMembership
@@ -143,9 +144,10 @@ class Notifier:
         """Take over what the next events of the stream change, and wake whom they concern."""
         for event in events:
             for change in event.changes:
-                if change.key[0] == MEMBER_TYPE_NID:
+                if change.key[0] == MEMBER_TYPE_NID and not change.keeps_out:
                     self._take_member(MemberChange.of(event, change), UserId(change.name[1]))
-            self._wake(self._in_room.get(event.room.nid, ()), event.pos)
+            if event.changes or not event.flags & EventFlag.NOT_FOR_CLIENTS:
+                self._wake(self._in_room.get(event.room.nid, ()), event.pos)
 
     def listen_memberships(self, change: StreamMembership) -> None:
         """Take over what a user has become in a room that this server is not in."""

@@ -31,10 +31,15 @@ VERIFIED_HERE: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class RefusedPdu:
-    """An event that is not let in. `event_id`: its own or the one asked for; None where neither is known."""
+    """An event that is not let in. `event_id`: its own or the one asked for; None where neither is known.
+
+    `prev_events`: those that its own ID covers, of an event that is only signed badly: whoever names it means
+    these too.
+    """
 
     event_id: EventId | None
     reason: str
+    prev_events: tuple[EventId, ...] = ()
 
 
 @dataclass(slots=True)
@@ -157,7 +162,7 @@ def _verify(
             try:
                 verify_event_signatures(version, pdu, keys)
             except ProtocolError as error:
-                outcomes.append(RefusedPdu(pdu.event_id, str(error)))
+                outcomes.append(RefusedPdu(pdu.event_id, str(error), pdu.prev_events))
                 continue
         outcomes.append(pdu)
     return outcomes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -105,13 +105,10 @@ class ReceivedTransactions:
         if known is not None:
             return known
         answers: dict[str, JsonObject] = {}
-        by_room = _by_room(pdus)
-        rooms = await self._rooms(by_room)
         try:
             async with asyncio.TaskGroup() as tasks:
-                for room_id, events in by_room.items():
-                    if (room := rooms.get(room_id)) is not None:
-                        tasks.create_task(self._take_room(origin, room, events, answers))
+                for room_id, events in _by_room(pdus).items():
+                    tasks.create_task(self._take_room(origin, room_id, events, answers))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         response = orjson.dumps({"pdus": answers})
@@ -119,39 +116,37 @@ class ReceivedTransactions:
             await received_transactions.save(tx, origin, txn_id, response, self.clock())
         return response
 
-    async def _rooms(self, room_ids: Iterable[RoomId]) -> Mapping[RoomId, SharedRoom]:
-        own_nid = await self.dictionaries.atoms.nid(self.server_name)
-        async with self.database.connection() as tx:
-            return await shared_rooms.find(tx, list(room_ids), own_nid)
-
     async def _take_room(
-        self, origin: ServerName, room: SharedRoom, events: Sequence[Any], answers: dict[str, JsonObject]
+        self, origin: ServerName, room_id: RoomId, events: Sequence[Any], answers: dict[str, JsonObject]
     ) -> None:
         """Take the events of one room. What goes wrong in it is no other room's problem.
 
         Raises Unavailable when they have to be sent again.
         """
         try:
-            await self._take_events(origin, room, events, answers)
+            own_nid = await self.dictionaries.atoms.nid(self.server_name)
+            async with self.database.connection() as tx:
+                room = await shared_rooms.find_one(tx, room_id, own_nid)
+            if room is not None:
+                await self._take_events(origin, room, events, answers)
         except Unavailable:
             raise
         except Exception:
-            log.exception("the events of room %s from %s cannot be taken", room.ref.room_id, origin)
+            log.exception("the events of room %s from %s cannot be taken", room_id, origin)
 
     async def _take_events(
         self, origin: ServerName, room: SharedRoom, events: Sequence[Any], answers: dict[str, JsonObject]
     ) -> None:
         verified: list[Pdu] = []
         is_in = room.is_resident or room.is_joining
-        is_allowed = await self.access.acl_allows(origin, room.ref.room_id)
+        acl = await self.access.acl(room.ref.room_id)
         for outcome in await self.gate.verify(room.ref.version, events, pushed=True):
             if isinstance(outcome, RefusedPdu):
                 log.info("an event from %s is refused: %s", origin, outcome.reason)
                 if outcome.event_id is not None:
                     answers[outcome.event_id] = {"error": outcome.reason}
                 continue
-            sender_server = server_name_of(outcome.sender)
-            if not is_allowed or not await self.access.acl_allows(sender_server, room.ref.room_id):
+            if acl is not None and not (acl.allows(origin) and acl.allows(server_name_of(outcome.sender))):
                 answers[outcome.event_id] = {"error": "the room's server ACL forbids it"}
                 continue
             answers[outcome.event_id] = {}

@@ -15,6 +15,7 @@ from homeserver.protocol.identifiers import EventId
 from homeserver.protocol.redaction import redact_pdu
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.event_formats import closed_json, open_client_json
+from storage.event_flags import EventFlag
 from storage.room_heads import StoredEvent
 from storage.stream import StreamEvent
 
@@ -48,6 +49,16 @@ class RecentEvent:
     def seq(self) -> int:
         """The event's room_seq."""
         return self.stream.seq
+
+    @property
+    def is_for_clients(self) -> bool:
+        """Whether any client may see it."""
+        return not self.stream.flags & EventFlag.NOT_FOR_CLIENTS
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is here that stands beside it: not if its redaction came long before it."""
+        return self.redacted_because is not None or not self.stream.flags & EventFlag.REDACTED
 
     @property
     def size_bytes(self) -> int:
@@ -142,6 +153,11 @@ class RecentEvents:
                     recent.apply_redaction(replaced, because)  # both were written in one batch
         while self._size_bytes > self._budget_bytes:
             self._drop_oldest()
+
+    def redact(self, room_nid: int, target: EventId, because: Pdu) -> None:
+        """Prune what a redaction names that is no event of the stream: it came with older history."""
+        for recent in self._rooms.get(room_nid, ()):
+            recent.apply_redaction(target, because)
 
     def last_pos(self, room_nid: int) -> int:
         """The position of a room's newest event; 0 where it is at or before `start`."""

@@ -1,7 +1,8 @@
 """Rooms that their readers have been in all the time, shown from memory: without a query.
 
-Whoever is in a room sees all that happens there, whatever its history visibility. So all who wait for the
-same events get the same bytes, but for the device that sent one of them.
+Whoever is in a room sees all that happens there, whatever its history visibility, but for events on forks
+that do not know of it. So all who wait for the same events get the same bytes, but for the device that sent
+one of them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class RecentSections:
     def covers(self, viewer: Viewer, section: Section) -> bool:
         """Whether all that is new is in memory, and the reader was in the room all the time.
 
-        Where forks meet, the state changes otherwise than the timeline tells: that is read from the database.
+        Where forks meet, the state changes otherwise than the timeline tells, and an event on a fork may be
+        none for the reader: that is read from the database.
         """
         since, user_room = viewer.since, section.user_room
         if section.kind != "join" or section.full_state or since is None or since < self._recent.start:
@@ -40,7 +42,10 @@ class RecentSections:
         if user_room.pos > since and (user_room.since is None or user_room.since > since):
             return False
         events = self._recent.of_room(section.room.nid, since)
-        return all(event.stream.is_plain and not _may_be_sent_by(viewer, event) for event in events)
+        return all(
+            event.stream.is_plain and event.is_complete and not _may_be_sent_by(viewer, event)
+            for event in events
+        )
 
     def part(self, viewer: Viewer, section: Section) -> RoomPart | None:
         """What is new in a room; None for nothing.
@@ -67,6 +72,7 @@ class RecentSections:
 def _part(viewer: Viewer, section: Section, events: list[RecentEvent]) -> RoomPart:
     room_id, end = section.room.room_id, events[-1].seq + 1
     shown, limited = _without_what_is_before_a_gap(events)
+    shown = [event for event in shown if event.is_for_clients]
     if (wanted := viewer.timeline_filter) is not None:
         shown = [event for event in shown if wanted.allows_in_room(event.pdu)]
         shown = shown if wanted.allows_room(room_id) else []

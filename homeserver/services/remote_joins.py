@@ -52,6 +52,7 @@ from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.clock import Clock
 from homeserver.services.event_building import as_answer
 from homeserver.services.federation_failures import WITHOUT_ANSWER
+from homeserver.services.history_fetching import HistoryFetching
 from homeserver.services.incoming_events import IncomingEvents
 from homeserver.services.join_imports import JoinImports, RoomIsHere
 from homeserver.services.own_keys import OwnKeys
@@ -100,6 +101,7 @@ class RemoteJoins:
         gate: PduGate,
         imports: JoinImports,
         incoming: IncomingEvents,
+        history: HistoryFetching,
         own: OwnKeys,
         clock: Clock,
     ) -> None:
@@ -109,6 +111,7 @@ class RemoteJoins:
         self._gate = gate
         self._imports = imports
         self._incoming = incoming
+        self._history = history
         self._own = own
         self._clock = clock
         self._nids = NidBlocks(database)
@@ -256,6 +259,7 @@ class RemoteJoins:
         try:
             joined = await self._imports.check(room, join, answer)
             await self._imports.enter(room, join, joined)
+            self._history.prefer(room, template.server_name)
         except NotAllowed as error:
             raise InvalidResponse(template.server_name, f"its state refuses the join: {error}") from None
         except ProtocolError as error:

@@ -1,12 +1,12 @@
 """Reading a room's history: one event, pages of events, and what stands around an event.
 
-Every page makes progress and reads a bounded part of the history, however little of it a filter lets through.
+Every page makes progress. Where it takes long to get more from other servers it ends there, with a token that
+was not given before; where nobody gives more for now it goes on behind the gap, or is the last one.
 Source: Client-Server API, "Getting events for a room", "Event Context", "Lazy-loading room members".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -16,8 +16,11 @@ from homeserver.protocol.identifiers import EventId, RoomId
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.access_tokens import Requester
 from homeserver.services.client_events import ClientEvents, ReadEvent, read_pdus
-from homeserver.services.room_visibility import RoomView, RoomVisibility
+from homeserver.services.history_fetching import HistoryFetching
+from homeserver.services.reader_views import RoomView
+from homeserver.services.room_visibility import RoomVisibility
 from homeserver.services.sync_tokens import RoomToken, SyncToken
+from homeserver.services.timeline_reading import Reading, TimelineReader
 from storage import room_state, room_timeline
 from storage.database import Database, Transaction
 from storage.dictionaries import MEMBER_TYPE_NID, Dictionaries
@@ -28,13 +31,6 @@ Direction: TypeAlias = Literal["b", "f"]
 
 DEFAULT_LIMIT: Final = 10
 MAX_LIMIT: Final = 1000
-ROWS_AT_ONCE: Final = 128
-MAX_ROWS: Final = 1000
-"""How many events one page looks at, if a filter lets so few through."""
-COST_OF_A_READ: Final = 16
-"""A read that finds fewer events counts as if it had found so many."""
-MAX_BYTES: Final = 8 * 1024 * 1024
-"""How much stored JSON one page looks at."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +68,6 @@ class Context:
     state: list[JsonObject]
 
 
-@dataclass(slots=True)
-class _Scan:
-    """What reading from one position in one direction found."""
-
-    found: list[ReadEvent]
-    stopped_at: Position | None
-    """Where there may be more; None when nothing visible is left."""
-
-
 @dataclass(frozen=True)
 class RoomHistory:
     """Answers the endpoints that read a room's timeline."""
@@ -90,6 +77,13 @@ class RoomHistory:
     visibility: RoomVisibility
     client_events: ClientEvents
     incarnation: str
+    fetching: HistoryFetching | None = None
+    """Fetches history of other servers; None where there are none."""
+    _timelines: TimelineReader = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        reader = TimelineReader(self.database, self.dictionaries, self.visibility, self.fetching)
+        object.__setattr__(self, "_timelines", reader)
 
     async def event(self, requester: Requester, room_id: RoomId, event_id: EventId) -> JsonObject:
         """One event. Raises NotFound, also for one that the requester may not see."""
@@ -118,14 +112,35 @@ class RoomHistory:
             limit = request.limit if request.limit is not None else request.filter.limit
             limit = DEFAULT_LIMIT if limit is None else min(max(limit, 1), MAX_LIMIT)
             low, high = (stop, start) if backwards else (start, min(stop, head))
-            scan = await self._scan(tx, view, low, high, backwards, limit, request.filter)
-            chunk = await self.client_events.of_timeline(tx, view, requester, scan.found)
-            state = None
-            if request.filter.lazy_load_members and scan.found:
-                newest = max(scan.found, key=lambda event: event.row.position)
-                senders = {event.row.sender_nid for event in scan.found}
-                state = await self._state(tx, view, newest.row, request.filter, senders, others=False)
-        end = None if scan.stopped_at is None else str(RoomToken(*scan.stopped_at))
+            reading = Reading(view, low, high, backwards, limit, request.filter)
+            await self._timelines.read(tx, reading)
+            if reading.gap is None:
+                return await self._page(tx, requester, reading, request, start)
+        await self._timelines.read_over_gaps(reading)
+        async with self.database.connection() as tx:
+            return await self._page(tx, requester, reading, request, start)
+
+    async def _page(
+        self,
+        tx: Transaction,
+        requester: Requester,
+        reading: Reading,
+        request: PageRequest,
+        start: Position,
+    ) -> Page:
+        """The page of what was found."""
+        view, filter_ = reading.view, reading.filter
+        chunk = await self.client_events.of_timeline(tx, view, requester, reading.found)
+        state = None
+        if filter_.lazy_load_members and reading.found:
+            newest = max(reading.found, key=lambda event: event.row.position)
+            senders = {event.row.sender_nid for event in reading.found}
+            state = await self._state(tx, view, newest.row, filter_, senders, others=False)
+        end = None
+        if reading.stopped_at is not None:
+            asked = RoomToken.parse(request.from_ or "")
+            comes_again = reading.is_pending and reading.stopped_at == start and asked is not None
+            end = str(RoomToken(*reading.stopped_at, asked.turn + 1 if asked and comes_again else 0))
         return Page(chunk, request.from_ or str(RoomToken(*start)), end, state)
 
     async def context(
@@ -143,21 +158,25 @@ class RoomHistory:
         limit = DEFAULT_LIMIT if limit is None else min(limit, MAX_LIMIT)
         async with self.database.connection() as tx:
             view, event = await self._visible_event(tx, requester, room_id, event_id)
-            start, end = event.row.position, event.row.next_position
-            head = (view.head_seq, AFTER)
-            before = await self._scan(tx, view, _FAR[False], start, True, limit // 2, filter_)
-            after = await self._scan(tx, view, end, head, False, limit - limit // 2, filter_)
+            low, middle, high = _FAR[False], event.row.position, (view.head_seq, AFTER)
+            before = Reading(view, low, middle, True, limit // 2, filter_)
+            await self._timelines.read(tx, before)
+        if before.gap is not None:
+            await self._timelines.read_over_gaps(before)
+        async with self.database.connection() as tx:
+            after = Reading(view, event.row.next_position, high, False, limit - limit // 2, filter_)
+            await self._timelines.read(tx, after)
             together = [*reversed(before.found), event, *after.found]
             shown = await self.client_events.of_timeline(tx, view, requester, together)
             senders = {read.row.sender_nid for read in together} if filter_.lazy_load_members else None
             state = await self._state(tx, view, together[-1].row, filter_, senders, others=True)
-        middle = len(before.found)
+        place = len(before.found)
         return Context(
-            event=shown[middle],
-            events_before=shown[:middle][::-1],
-            events_after=shown[middle + 1 :],
-            start=str(RoomToken(*_edge(before, start, backwards=True))),
-            end=str(RoomToken(*_edge(after, end, backwards=False))),
+            event=shown[place],
+            events_before=shown[:place][::-1],
+            events_after=shown[place + 1 :],
+            start=str(RoomToken(*before.edge)),
+            end=str(RoomToken(*after.edge)),
             state=state,
         )
 
@@ -174,54 +193,6 @@ class RoomHistory:
             ):
                 return view, ReadEvent(row, row.pdu(view.room))
         raise NotFound("there is no such event that you may see")
-
-    async def _scan(
-        self,
-        tx: Transaction,
-        view: RoomView,
-        low: Position,
-        high: Position,
-        backwards: bool,
-        limit: int,
-        filter_: EventFilter,
-    ) -> _Scan:
-        """The events between two positions that the reader may see and the filter lets through."""
-        read = room_timeline.read_backwards if backwards else room_timeline.read_forwards
-        found: list[ReadEvent] = []
-        rows_read = bytes_read = 0
-        for from_, to in _spans(view, low, high, backwards):
-            first, last = from_, to
-            while True:
-                if (
-                    len(found) > limit
-                    or (len(found) == limit and not filter_.allows_all)
-                    or rows_read >= MAX_ROWS
-                    or bytes_read >= MAX_BYTES
-                ):
-                    return _cut(found, limit, last if backwards else first, backwards)
-                at_once = min(ROWS_AT_ONCE, limit + 1 - len(found) if filter_.allows_all else ROWS_AT_ONCE)
-                rows = await read(tx, view.room.nid, first, last, at_once)
-                visible = await self.visibility.visible(tx, view, rows)
-                found += self._filtered(view, visible, filter_)
-                rows_read += max(len(rows), COST_OF_A_READ)
-                bytes_read += sum(len(row.json) for row in rows)
-                if len(rows) < at_once:
-                    break
-                if backwards:
-                    last = rows[-1].position
-                else:
-                    first = rows[-1].next_position
-        return _cut(found, limit, None, backwards)
-
-    def _filtered(self, view: RoomView, rows: Sequence[TimelineRow], filter_: EventFilter) -> list[ReadEvent]:
-        if filter_.allows_all:
-            return [ReadEvent(row, row.pdu(view.room)) for row in rows]
-        types = {row.type_nid: self.dictionaries.event_types.known_text(row.type_nid) for row in rows}
-        unwanted = {
-            nid for nid, known in types.items() if known is not None and not filter_.allows_type(known)
-        }
-        events = [ReadEvent(row, row.pdu(view.room)) for row in rows if row.type_nid not in unwanted]
-        return [event for event in events if filter_.allows(event.pdu)]
 
     async def _state(
         self,
@@ -272,31 +243,3 @@ class RoomHistory:
 
 _FAR: Final[dict[bool, Position]] = {False: (0, FIRST), True: (2**62, AFTER)}
 """The ends of every timeline: False the oldest, True the newest."""
-
-
-def _spans(
-    view: RoomView, low: Position, high: Position, backwards: bool
-) -> Iterator[tuple[Position, Position]]:
-    """The parts between two positions where anything may be visible, in the order of reading."""
-    for first, last in reversed(view.ranges) if backwards else view.ranges:
-        span = max(low, (first, FIRST)), min(high, (last, AFTER))
-        if span[0] < span[1]:
-            yield span
-
-
-def _cut(found: list[ReadEvent], limit: int, unread: Position | None, backwards: bool) -> _Scan:
-    """What was found, cut to the limit; what goes on from there is either cut off or not read yet."""
-    if len(found) <= limit:
-        return _Scan(found, unread)
-    first_left = found[limit].row
-    return _Scan(found[:limit], first_left.next_position if backwards else first_left.position)
-
-
-def _edge(scan: _Scan, middle: Position, *, backwards: bool) -> Position:
-    """The token of a context's edge: just beyond the last event given, or what was looked at in vain."""
-    if scan.stopped_at is not None:
-        return scan.stopped_at
-    if not scan.found:
-        return middle
-    last = scan.found[-1].row
-    return last.position if backwards else last.next_position

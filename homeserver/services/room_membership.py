@@ -88,33 +88,42 @@ class RoomMembership:
                 if servers:
                     raise
                 raise NotFound(f"{room_id} is not known here, nor a server that is in it") from None
+        kept_out_of = None if standing is None else standing.kept_out_of
         try:
-            return await self._join_here(requester, room_id, content)
+            return await self._join_here(requester, room_id, content, kept_out_of)
         except UnableToGrantJoin as unable:
             try:
                 return await self.remote_joins.join(user_id, room_id, content, via)
             except (NotFound, RoomIsHere):
                 raise unable from None
 
-    async def _join_here(self, requester: Requester, room_id: RoomId, content: JsonObject) -> EventId:
-        """Join a room that this server is in."""
+    async def _join_here(
+        self, requester: Requester, room_id: RoomId, content: JsonObject, kept_out_of: int | None
+    ) -> EventId:
+        """Join a room that this server is in. `kept_out_of`: a join in its state that does not count."""
         try:
-            return await self._join(room_id, requester, content, None)
+            return await self._join(room_id, requester, content, kept_out_of, None)
         except NeedsHelpers:
             helpers = await load_helpers(self.database, requester.user_nid, room_id, self.server_name)
-            return await self._join(room_id, requester, content, helpers)
+            return await self._join(room_id, requester, content, kept_out_of, helpers)
         except UnknownRoom:
             raise NotFound(f"{room_id} is not known here") from None
 
     async def _join(
-        self, room_id: RoomId, requester: Requester, content: JsonObject, helpers: Helpers | None
+        self,
+        room_id: RoomId,
+        requester: Requester,
+        content: JsonObject,
+        kept_out_of: int | None,
+        helpers: Helpers | None,
     ) -> EventId:
         user_id = requester.user_id
 
         def decide(head: RoomHead) -> list[Pdu]:
-            current = head.event("m.room.member", user_id)
-            if current is not None and _says_again(current, content):
-                return [current]
+            current = head.stored(("m.room.member", user_id))
+            is_out = current is not None and current.nid == kept_out_of
+            if current is not None and not is_out and _says_again(current.pdu, content):
+                return [current.pdu]
             if requester.is_guest and not _lets_guests_in(head):
                 raise GuestAccessForbidden("this room is not open to guests")
             authorised = content
@@ -123,7 +132,8 @@ class RoomMembership:
                     raise NeedsHelpers
                 authorised = {**content, AUTHORISER: authoriser(head, helpers, self.server_name)}
             draft = EventDraft("m.room.member", authorised, user_id)
-            return [changed_or_current(head, build_event(head, draft, user_id, self.clock_ms()))]
+            event = build_event(head, draft, user_id, self.clock_ms())
+            return [event if is_out else changed_or_current(head, event)]
 
         return await self._append(room_id, decide)
 

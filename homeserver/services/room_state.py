@@ -17,7 +17,8 @@ from homeserver.protocol.identifiers import RoomId, UserId
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.access_tokens import Requester
 from homeserver.services.client_events import ClientEvents, read_pdus
-from homeserver.services.room_visibility import RoomView, RoomVisibility
+from homeserver.services.reader_views import RoomView
+from homeserver.services.room_visibility import RoomVisibility
 from homeserver.services.sync_tokens import RoomToken, SyncToken
 from storage import memberships, room_state, room_timeline
 from storage.database import Database, Transaction

@@ -38,8 +38,9 @@ class ServerAccess:
         """
         async with self.database.connection() as tx:
             access = await _in_room(tx, origin, room_id)
-            if not await self._acl_allows(tx, access, origin):
-                raise _denied()
+            acl = await self._acl(tx, access)
+        if acl is not None and not acl.allows(origin):
+            raise _denied()
         return access.room
 
     async def check_is_in_room(self, origin: ServerName, room_id: RoomId) -> RoomRef:
@@ -54,13 +55,18 @@ class ServerAccess:
 
     async def acl_allows(self, server_name: ServerName, room_id: RoomId) -> bool:
         """Whether a room's ACL allows a server, in the room or not; true where there is none."""
-        async with self.database.connection() as tx:
-            access = await server_access.load(tx, room_id, server_name)
-            return access is None or await self._acl_allows(tx, access, server_name)
+        acl = await self.acl(room_id)
+        return acl is None or acl.allows(server_name)
 
-    async def _acl_allows(self, tx: Transaction, access: RoomAccess, server_name: ServerName) -> bool:
+    async def acl(self, room_id: RoomId) -> ServerAcl | None:
+        """The ACL of a room; None where there is none."""
+        async with self.database.connection() as tx:
+            access = await server_access.load(tx, room_id, None)
+            return None if access is None else await self._acl(tx, access)
+
+    async def _acl(self, tx: Transaction, access: RoomAccess) -> ServerAcl | None:
         if access.acl is None:
-            return True
+            return None
         acl = self._acls.get(access.acl)
         if acl is None:
             content = await server_access.acl_content(tx, access.room, access.acl)
@@ -68,7 +74,7 @@ class ServerAccess:
             globs = (content.get(name) for name in ("allow", "deny"))
             cost = 1 + sum(len(entries) for entries in globs if isinstance(entries, list))
             self._acls.put(access.acl, acl, cost)
-        return acl.allows(server_name)
+        return acl
 
 
 async def _in_room(tx: Transaction, origin: ServerName, room_id: RoomId) -> RoomAccess:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from homeserver.services.loaded_events import LoadedEvent, LoadedEvents
+from homeserver.services.room_visibility import RoomVisibility
 from homeserver.services.section_json import RoomPart, timeline_json
 from homeserver.services.stored_ranges import read_ranges
 from homeserver.services.stored_states import StoredState, StoredStates, state_json
@@ -21,16 +22,17 @@ from storage.sync_reads import StateQuestion
 class StoredSections:
     """Makes parts of responses: a handful of queries, however many the rooms are."""
 
-    def __init__(self, database: Database, events: LoadedEvents) -> None:
+    def __init__(self, database: Database, events: LoadedEvents, visibility: RoomVisibility) -> None:
         self._database = database
         self._events = events
-        self._states = StoredStates(events)
+        self._visibility = visibility
+        self._states = StoredStates(events, visibility)
 
     async def parts(self, viewer: Viewer, sections: Sequence[Section]) -> list[tuple[Section, RoomPart]]:
         """What is to be shown of rooms; those that have nothing new are left out."""
         async with self._database.connection() as tx:
-            ranges = await read_ranges(tx, viewer, sections, self._events)
-            timelines = await read_timelines(tx, viewer, ranges, self._events)
+            ranges = await read_ranges(tx, viewer, sections, self._visibility)
+            timelines = await read_timelines(tx, viewer, ranges, self._events, self._visibility)
             states = await self._states.read(tx, viewer, timelines)
         return [
             (timeline.range.section, _part(viewer, timeline, states[timeline.range.room.nid]))

@@ -11,7 +11,13 @@ from homeserver.services.bounded_cache import BoundedCache
 from homeserver.services.event_formats import closed_json, open_client_json
 from homeserver.services.loaded_events import LoadedEvent, LoadedEvents
 from homeserver.services.room_summaries import changes_summary
-from homeserver.services.stored_timelines import StoredTimeline, unsigned_in_state
+from homeserver.services.room_visibility import RoomVisibility
+from homeserver.services.stored_timelines import (
+    StoredTimeline,
+    redactions_of,
+    unsigned_in_state,
+    visible_beside,
+)
 from homeserver.services.sync_viewer import Viewer
 from homeserver.services.timeline_context import StateChange, state_of_changes
 from storage import sync_reads
@@ -39,8 +45,9 @@ class StoredState:
 class StoredStates:
     """Reads states of rooms; whole ones, which many readers ask for, are remembered by their version."""
 
-    def __init__(self, events: LoadedEvents) -> None:
+    def __init__(self, events: LoadedEvents, visibility: RoomVisibility) -> None:
         self._events = events
+        self._visibility = visibility
         self._whole: BoundedCache[tuple[int, int, bool], StateEntries] = BoundedCache(WHOLE_STATES_BYTES)
 
     async def read(
@@ -123,10 +130,14 @@ class StoredStates:
                     state.events.append(event)
         if viewer.format.open is not open_client_json:
             loaded = await self._events.load(tx, wanted, viewer.format.open)
+        beside = [
+            (timeline.range, redactions_of(states[timeline.range.room.nid].events)) for timeline in timelines
+        ]
+        known = await visible_beside(tx, beside, self._visibility)
         for timeline in timelines:
             state = states[timeline.range.room.nid]
             state.json = [
-                state_json(viewer, loaded[event.nid], unsigned_in_state(timeline.range, event))
+                state_json(viewer, loaded[event.nid], unsigned_in_state(event, known))
                 for event in state.events
             ]
 

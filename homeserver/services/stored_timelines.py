@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.event_formats import closed_json, open_client_json
 from homeserver.services.loaded_events import LoadedEvent, LoadedEvents
+from homeserver.services.room_visibility import RoomVisibility
 from homeserver.services.stored_ranges import StoredRange
 from homeserver.services.sync_viewer import DEFAULT_LIMIT, Viewer
 from storage import sync_reads
@@ -59,7 +60,7 @@ class _Scan:
 
     def __init__(self, range_: StoredRange, limit: int) -> None:
         self.range = range_
-        self.upto = range_.b if range_.section.kind == "leave" else range_.newest_visible(range_.b)
+        self.upto = range_.b if range_.section.kind == "leave" else range_.view.newest_in_range(range_.b)
         self.size = limit + 1
         self._limit = limit
         self._kept: list[TimelineEntry] = []
@@ -72,19 +73,27 @@ class _Scan:
         """Whether there is enough, or nothing more."""
         return self._is_complete or len(self._kept) > self._limit or self.scanned >= MAX_SCANNED
 
-    def take(self, entries: Sequence[TimelineEntry]) -> list[TimelineEntry]:
-        """What was read up to `upto`; returns what the viewer may see of it."""
+    def take(self, entries: Sequence[TimelineEntry]) -> Sequence[TimelineEntry]:
+        """What was read up to `upto`; returns what follows the newest gap in it."""
         self.scanned += len(entries)
         if entries:
-            self.upto = self.range.newest_visible(entries[0].seq - 1)
+            self.upto = self.range.view.newest_in_range(entries[0].seq - 1)
         self._is_complete = len(entries) < self.size or self.upto <= self.range.timeline_from
         self.size = min(self.size * _WIDENING, MAX_SCANNED)
         for index in range(len(entries) - 1, -1, -1):
             if entries[index].flags & EventFlag.GAP:
-                entries = entries[index:]
                 self._is_complete = self._has_gap = True
-                break
-        return [entry for entry in entries if self._is_visible(entry)]
+                return entries[index:]
+        return entries
+
+    def with_own_end(
+        self, entries: Sequence[TimelineEntry], visible: Collection[TimelineEntry]
+    ) -> list[TimelineEntry]:
+        """What the viewer may see of some entries; how its own stay ended it sees in any case."""
+        own_end = self.range.section.user_room.event_nid if self.range.section.kind == "leave" else None
+        if len(visible) == len(entries) or own_end is None:
+            return list(visible)
+        return [entry for entry in entries if entry in visible or entry.nid == own_end]
 
     def keep(self, entries: Sequence[TimelineEntry]) -> None:
         """Of those, the ones that the filter lets through."""
@@ -95,16 +104,13 @@ class _Scan:
         limited = self._has_gap or not self._is_complete or len(self._kept) > self._limit
         return StoredTimeline(self.range, self._kept[max(0, len(self._kept) - self._limit) :], limited)
 
-    def _is_visible(self, entry: TimelineEntry) -> bool:
-        """Whether the viewer may see an event; how its own stay ended it sees in any case."""
-        is_own_end = (
-            self.range.section.kind == "leave" and entry.nid == self.range.section.user_room.event_nid
-        )
-        return is_own_end or self.range.shows(entry.seq)
-
 
 async def read_timelines(
-    tx: Transaction, viewer: Viewer, ranges: Sequence[StoredRange], events: LoadedEvents
+    tx: Transaction,
+    viewer: Viewer,
+    ranges: Sequence[StoredRange],
+    events: LoadedEvents,
+    visibility: RoomVisibility,
 ) -> list[StoredTimeline]:
     """The timelines of sections, with their events."""
     limit = min(viewer.limit, max(DEFAULT_LIMIT, MAX_EVENTS // max(1, len(ranges))))
@@ -116,7 +122,8 @@ async def read_timelines(
             tx,
             {nid: (scan.range.timeline_from, scan.upto, scan.size) for nid, scan in running.items()},
         )
-        visible = {nid: scan.take(found[nid]) for nid, scan in running.items()}
+        taken = {nid: scan.take(found[nid]) for nid, scan in running.items()}
+        visible = await _visible(tx, running, taken, visibility)
         if viewer.timeline_filter is not None:
             visible = await _filtered(tx, viewer, running, visible, events)
         for nid, scan in running.items():
@@ -126,8 +133,23 @@ async def read_timelines(
     timelines = [scan.timeline() for scan in scans.values()]
     if not viewer.state_after:
         await _cut_contradicted(tx, timelines)
-    await _add_events(tx, viewer, timelines, events)
+    await _add_events(tx, viewer, timelines, events, visibility)
     return timelines
+
+
+async def _visible(
+    tx: Transaction,
+    scans: Mapping[int, _Scan],
+    taken: Mapping[int, Sequence[TimelineEntry]],
+    visibility: RoomVisibility,
+) -> dict[int, list[TimelineEntry]]:
+    """What the viewer may see of the entries of each room."""
+    pages = [(scan.range.view, taken[nid]) for nid, scan in scans.items()]
+    shown = await visibility.visible_in_rooms(tx, pages)
+    return {
+        nid: scan.with_own_end(taken[nid], entries)
+        for (nid, scan), entries in zip(scans.items(), shown, strict=True)
+    }
 
 
 async def _cut_contradicted(tx: Transaction, timelines: Sequence[StoredTimeline]) -> None:
@@ -183,35 +205,63 @@ async def _filtered(
 
 
 async def _add_events(
-    tx: Transaction, viewer: Viewer, timelines: Sequence[StoredTimeline], events: LoadedEvents
+    tx: Transaction,
+    viewer: Viewer,
+    timelines: Sequence[StoredTimeline],
+    events: LoadedEvents,
+    visibility: RoomVisibility,
 ) -> None:
     """The events of all timelines with what stands beside them, read at once."""
-    entries = [(timeline.range.room, entry) for timeline in timelines for entry in timeline.entries]
+    entries = [(timeline.range, entry) for timeline in timelines for entry in timeline.entries]
     if not entries:
         return
-    replaced = await sync_reads.replaced_events(tx, [(room.nid, entry) for room, entry in entries])
-    rooms = {room.nid: room for room, _ in entries}
-    wanted: dict[int, RoomRef] = {entry.nid: room for room, entry in entries}
+    replaced = await sync_reads.replaced_events(tx, [(range_.room.nid, entry) for range_, entry in entries])
+    rooms = {range_.room.nid: range_.room for range_, _ in entries}
+    wanted: dict[int, RoomRef] = {entry.nid: range_.room for range_, entry in entries}
     wanted |= {nid: rooms[room_nid] for (room_nid, _), nid in replaced.items()}
     loaded = await events.load(tx, wanted)
     opened = loaded
     if viewer.format.open is not open_client_json:
-        opened = await events.load(tx, {entry.nid: room for room, entry in entries}, viewer.format.open)
+        opened = await events.load(
+            tx, {entry.nid: range_.room for range_, entry in entries}, viewer.format.open
+        )
     own = [entry.nid for _, entry in entries if loaded[entry.nid].sender == viewer.user_id]
     txn_ids = await sync_reads.txn_ids_of_device(tx, viewer.device_nid, list(rooms), own) if own else {}
+    before = {
+        entry.nid: loaded[nid]
+        for range_, entry in entries
+        if (nid := replaced.get((range_.room.nid, entry.seq))) is not None
+    }
+    beside = [
+        (range_, [*redactions_of([loaded[entry.nid]]), *([before[entry.nid]] if entry.nid in before else [])])
+        for range_, entry in entries
+    ]
+    known = await visible_beside(tx, beside, visibility)
     for timeline in timelines:
         for entry in timeline.entries:
             event = loaded[entry.nid]
-            before = replaced.get((timeline.range.room.nid, entry.seq))
             unsigned = _unsigned(
-                viewer,
-                timeline.range,
-                event,
-                None if before is None else loaded[before],
-                txn_ids.get(entry.nid),
+                viewer, timeline.range, event, before.get(entry.nid), txn_ids.get(entry.nid), known
             )
             timeline.events.append(event)
             timeline.json.append(viewer.format.finish(closed_json(opened[entry.nid].open_json, unsigned)))
+
+
+def redactions_of(events: Iterable[LoadedEvent]) -> list[LoadedEvent]:
+    """What took the content of events."""
+    return [event.redacted_because for event in events if event.redacted_because is not None]
+
+
+async def visible_beside(
+    tx: Transaction, events: Sequence[tuple[StoredRange, Sequence[LoadedEvent]]], visibility: RoomVisibility
+) -> set[int]:
+    """The numbers of those events that the viewer may see, and that had come by the end of the response."""
+    pages = [
+        (range_.view, [event for event in of_room if event.seq <= range_.b])
+        for range_, of_room in events
+        if of_room
+    ]
+    return {event.nid for shown in await visibility.visible_in_rooms(tx, pages) for event in shown}
 
 
 def _unsigned(
@@ -220,15 +270,18 @@ def _unsigned(
     event: LoadedEvent,
     replaced: LoadedEvent | None,
     txn_id: str | None,
+    known: Collection[int],
 ) -> JsonObject:
+    """What stands beside an event. `known`: the numbers of other events that the viewer may see."""
     unsigned: JsonObject = {
         "age": max(0, viewer.now_ms - event.origin_server_ts),
-        "membership": range_.membership_after(event.seq),
-        **unsigned_in_state(range_, event),
+        "membership": range_.view.membership_after(event.seq),
+        **unsigned_in_state(event, known),
     }
     if replaced is not None:
         unsigned["replaces_state"] = replaced.event_id
-        if _knew(viewer, range_, event, replaced):
+        is_own = event.type == "m.room.member" and event.state_key == viewer.user_id
+        if is_own or range_.was_in_room(event.seq) or replaced.nid in known:
             unsigned["prev_content"] = replaced.content
             unsigned["prev_sender"] = replaced.sender
     if txn_id is not None:
@@ -236,15 +289,7 @@ def _unsigned(
     return unsigned
 
 
-def _knew(viewer: Viewer, range_: StoredRange, event: LoadedEvent, replaced: LoadedEvent) -> bool:
-    """Whether the viewer may know what a state event replaced."""
-    is_own = event.type == "m.room.member" and event.state_key == viewer.user_id
-    return is_own or range_.was_in_room(event.seq) or (replaced.seq > 0 and range_.shows(replaced.seq))
-
-
-def unsigned_in_state(range_: StoredRange, event: LoadedEvent) -> JsonObject:
+def unsigned_in_state(event: LoadedEvent, known: Collection[int]) -> JsonObject:
     """What stands beside an event in a list of state: why its content is gone, if the viewer may know."""
     because = event.redacted_because
-    if because is None or because.seq > range_.b or not range_.shows(because.seq):
-        return {}
-    return {"redacted_because": because.json}
+    return {} if because is None or because.nid not in known else {"redacted_because": because.json}

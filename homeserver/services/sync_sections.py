@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from homeserver.protocol.identifiers import RoomId
+from homeserver.protocol.identifiers import EventId, RoomId
 from homeserver.services.given_members import GivenMembers
 from homeserver.services.loaded_events import LoadedEvents
 from homeserver.services.out_of_band_sections import OutOfBandSections
 from homeserver.services.recent_events import RecentEvents
 from homeserver.services.recent_sections import RecentSections
 from homeserver.services.room_summaries import RoomSummaries, RoomSummary
+from homeserver.services.room_visibility import RoomVisibility
 from homeserver.services.section_json import RoomPart, section_json
 from homeserver.services.stored_sections import StoredSections
 from homeserver.services.stripped_sections import StrippedSections
@@ -25,11 +26,11 @@ from storage.stream import StreamEvent
 class SyncSections:
     """Makes the parts of responses, from memory where it can. Must hear of the stream before readers do."""
 
-    def __init__(self, database: Database, recent: RecentEvents) -> None:
+    def __init__(self, database: Database, recent: RecentEvents, visibility: RoomVisibility) -> None:
         self._events = LoadedEvents()
         self._summaries = RoomSummaries(database, self._events)
         self._recent = RecentSections(recent)
-        self._stored = StoredSections(database, self._events)
+        self._stored = StoredSections(database, self._events, visibility)
         self._stripped = StrippedSections(database, self._events)
         self._out_of_band = OutOfBandSections(database)
         self._given = GivenMembers()
@@ -38,6 +39,10 @@ class SyncSections:
         """Forget what the next events of the stream make untrue."""
         self._events.listen(events)
         self._summaries.listen(events)
+
+    def redact(self, event_id: EventId) -> None:
+        """From now on an event is shown pruned, although no event of the stream says so."""
+        self._events.redact([event_id])
 
     async def render(
         self, viewer: Viewer, sections: Sequence[Section]

@@ -3,13 +3,15 @@
 -- Positions are given under one lock, which is freed only after the commit is visible: so position order is the
 -- order in which changes become visible. READ COMMITTED: each statement after the lock sees all earlier commits.
 --
--- Arrays with one prefix run in parallel; an `index` is the place of an event among the events. prev and auth are
--- slices [from, to] of `links`; from > to stands for none, NULL for "the live event before" and for no state event.
---   r rooms · n new rooms · e events, without seq for those that get no place in the timeline · p numbers of events
---   that are stored already and get their place now · o numbers of events from outside, which may have been redacted
---   before they came · c differences of states · s changes of the current state · m memberships · j, l servers whose
---   first user joined a room, whose last one may have left it · f events owed to a server that is not in the room
---   t transaction IDs · x forward extremities · d redactions · g events that are missing, h those that came late
+-- Arrays with one prefix run in parallel, NULL being one of no elements; an `index` is the place of an event among
+-- the events. prev and auth are slices [from, to] of `links`; from > to stands for none, NULL for "the live event
+-- before" and for no state event.
+--   r rooms, expected at NULL if they are new · n new rooms · e events, without seq for those that get no place in
+--   the timeline · p numbers of events that are stored already and get their place now · o events from outside,
+--   which may have been redacted before they came · c differences of states · s changes of the current state ·
+--   m memberships · j, l servers whose first user joined a room, whose last one may have left it · f events owed to
+--   a server that is not in the room · t transaction IDs · x forward extremities · d redactions · g events that are
+--   missing, h those that came late
 -- Returns (kind, a, b):  0: first and last position ·  1: room to rebuild, its highest room_seq (-1: purged)
 --                        2: index of an event whose ID is stored already, its nid ·  3: index of a transaction, its event
 --                        4: index of a new room whose alias is taken ·  5: number of an event that is redacted now
@@ -21,7 +23,7 @@ CREATE FUNCTION persist(
     e_type int[], e_sender bigint[], e_skey bigint[], e_state_ver bigint[], e_state_delta bigint[], e_flags int[],
     e_prev_from int[], e_prev_to int[], e_auth_from int[], e_auth_to int[], links bigint[],
     e_event_id bytea[], e_json bytea[],
-    p_nid bigint[], o_nid bigint[],
+    p_nid bigint[], o_index int[],
     c_id bigint[], c_room bigint[], c_base bigint[], c_parent bigint[], c_hash bytea[], c_entries bytea[],
     s_room bigint[], s_ver bigint[], s_type int[], s_skey bigint[], s_event bigint[],
     m_user bigint[], m_room bigint[], m_server bigint[], m_membership smallint[], m_event bigint[], m_index int[],
@@ -38,23 +40,22 @@ LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     bad bigint[] := '{}';
     more bigint[];
-    e_pos bigint[];
-    first_pos bigint;
-    last_pos bigint;
+    placed int;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'persist needs READ COMMITTED';
     END IF;
+    p_nid := coalesce(p_nid, '{}');
+    links := coalesce(links, '{}');
     PERFORM pg_advisory_xact_lock(7810776);  -- the stream lock
     PERFORM set_config('lock_timeout', '200ms', true);
 
-    SELECT coalesce(array_agg(r.nid), '{}') INTO more
-    FROM unnest(r_nid, r_expected) AS r(nid, expected)
-    WHERE r.expected <> coalesce(
-        (SELECT e.room_seq FROM events e WHERE e.room_nid = r.nid AND e.room_seq IS NOT NULL
-         ORDER BY e.room_seq DESC LIMIT 1), 0)
-       OR (r.nid <> ALL (n_nid)) AND NOT EXISTS (SELECT FROM rooms WHERE rooms.nid = r.nid);
-    IF cardinality(more) > 0 THEN
+    SELECT array_agg(r.nid) INTO more FROM unnest(r_nid, r_expected) AS r(nid, expected)
+    WHERE r.expected IS DISTINCT FROM (
+        SELECT coalesce((SELECT e.room_seq FROM events e WHERE e.room_nid = r.nid AND e.room_seq IS NOT NULL
+                         ORDER BY e.room_seq DESC LIMIT 1), 0)
+        FROM rooms WHERE rooms.nid = r.nid);
+    IF more IS NOT NULL THEN
         bad := more;
         RETURN QUERY
             SELECT 1, r.nid, CASE WHEN rooms.nid IS NULL THEN -1 ELSE coalesce(
@@ -63,20 +64,19 @@ BEGIN
     END IF;
 
     -- An event whose place was not known so far has its row; 48: SOFT_FAILED and REJECTED, which stay what they are.
-    SELECT array_agg(DISTINCT e_room[found.i]) INTO more
-    FROM (SELECT t.i FROM unnest(e_event_id, e_nid) WITH ORDINALITY AS t(event_id, nid, i)
-          JOIN events stored ON stored.event_id = t.event_id
-          WHERE stored.nid <> t.nid OR stored.room_seq IS NOT NULL OR stored.flags & 48 <> 0) AS found;
+    SELECT array_agg(t.room) INTO more FROM unnest(e_event_id, e_nid, e_room) AS t(event_id, nid, room)
+    JOIN events known ON known.event_id = t.event_id
+    WHERE known.nid <> t.nid OR known.room_seq IS NOT NULL OR known.flags & 48 <> 0;
     IF more IS NOT NULL THEN
         bad := bad || more;
         RETURN QUERY
-            SELECT 2, t.i, stored.nid FROM unnest(e_event_id, e_nid) WITH ORDINALITY AS t(event_id, nid, i)
-            JOIN events stored ON stored.event_id = t.event_id
-            WHERE stored.nid <> t.nid OR stored.room_seq IS NOT NULL OR stored.flags & 48 <> 0;
+            SELECT 2, t.i, known.nid FROM unnest(e_event_id, e_nid) WITH ORDINALITY AS t(event_id, nid, i)
+            JOIN events known ON known.event_id = t.event_id
+            WHERE known.nid <> t.nid OR known.room_seq IS NOT NULL OR known.flags & 48 <> 0;
     END IF;
 
     IF cardinality(t_device) > 0 THEN
-        SELECT array_agg(DISTINCT t.room) INTO more
+        SELECT array_agg(t.room) INTO more
         FROM unnest(t_device, t_room, t_what, t_txn) AS t(device, room, what, txn)
         JOIN txn_ids o ON (o.room_nid, o.device_nid, o.what, o.txn) = (t.room, t.device, t.what, t.txn);
         IF more IS NOT NULL THEN
@@ -128,7 +128,7 @@ BEGIN
     IF cardinality(p_nid) > 0 THEN
         UPDATE events
         SET room_seq = e.seq, state_ver = e.state_ver, state_delta = e.state_delta, recv_ts = e_recv_ts,
-            flags = e.flags | events.flags & 64, json = e.json,
+            flags = e.flags | (events.flags & 64), json = e.json,
             prev = CASE WHEN e.prev_from IS NOT NULL THEN links[e.prev_from:e.prev_to] END,
             auth = CASE WHEN e.auth_from IS NOT NULL THEN links[e.auth_from:e.auth_to] END
         FROM unnest(e_nid, e_room, e_seq, e_state_ver, e_state_delta, e_flags, e_prev_from, e_prev_to,
@@ -148,15 +148,18 @@ BEGIN
         WHERE events.nid = ANY (e_nid) AND events.state_delta = c.id AND stored.id <> c.id;
     END IF;
 
-    SELECT array_agg(numbered.pos ORDER BY numbered.i), min(numbered.pos), max(numbered.pos)
-    INTO e_pos, first_pos, last_pos
-    FROM (
-        SELECT e.i, CASE WHEN e.seq IS NOT NULL AND e.room <> ALL (bad) THEN nextval('pos_seq') END AS pos
-        FROM unnest(e_room, e_seq) WITH ORDINALITY AS e(room, seq, i)
-    ) AS numbered;
     INSERT INTO stream (pos, kind, room_nid, room_seq, ref)
-    SELECT e.pos, 1, e.room, e.seq, e.nid FROM unnest(e_pos, e_room, e_seq, e_nid) AS e(pos, room, seq, nid)
-    WHERE e.pos IS NOT NULL;
+    SELECT nextval('pos_seq'), 1, e.room, e.seq, e.nid
+    FROM unnest(e_room, e_seq, e_nid) WITH ORDINALITY AS e(room, seq, nid, i)
+    WHERE e.seq IS NOT NULL AND e.room <> ALL (bad)
+    ORDER BY e.i;
+    GET DIAGNOSTICS placed = ROW_COUNT;
+    IF placed > 0 THEN
+        kind := 0;
+        a := currval('pos_seq') - placed + 1;
+        b := currval('pos_seq');
+        RETURN NEXT;
+    END IF;
 
     IF cardinality(s_room) > 0 THEN
         INSERT INTO room_state_log (room_nid, ver, type_nid, skey_nid, event_nid)
@@ -167,7 +170,8 @@ BEGIN
 
     IF cardinality(m_user) > 0 THEN
         INSERT INTO memberships (user_nid, room_nid, server_nid, membership, event_nid, pos)
-        SELECT m.user_nid, m.room, m.server, m.membership, m.event, e_pos[m.index]
+        SELECT m.user_nid, m.room, m.server, m.membership, m.event,
+               (SELECT pos FROM stream AS s WHERE s.kind = 1 AND s.room_nid = m.room AND s.room_seq = e_seq[m.index])
         FROM unnest(m_user, m_room, m_server, m_membership, m_event, m_index)
              AS m(user_nid, room, server, membership, event, index)
         WHERE m.room <> ALL (bad)
@@ -180,14 +184,18 @@ BEGIN
 
     IF cardinality(j_room) > 0 THEN
         INSERT INTO room_servers (room_nid, server_nid, from_seq, from_pos)
-        SELECT j.room, j.server, e_seq[j.index], e_pos[j.index]
+        SELECT j.room, j.server, e_seq[j.index],
+               (SELECT pos FROM stream AS s WHERE s.kind = 1 AND s.room_nid = j.room AND s.room_seq = e_seq[j.index])
         FROM unnest(j_room, j_server, j_index) AS j(room, server, index)
         WHERE j.room <> ALL (bad) AND NOT EXISTS (
             SELECT FROM room_servers AS open
             WHERE open.room_nid = j.room AND open.server_nid = j.server AND open.to_seq IS NULL);
     END IF;
     IF cardinality(l_room) > 0 THEN
-        UPDATE room_servers AS open SET to_seq = e_seq[l.index], to_pos = e_pos[l.index]
+        UPDATE room_servers AS open
+        SET to_seq = e_seq[l.index],
+            to_pos = (SELECT pos FROM stream AS s
+                      WHERE s.kind = 1 AND s.room_nid = l.room AND s.room_seq = e_seq[l.index])
         FROM unnest(l_room, l_server, l_index) AS l(room, server, index)
         WHERE open.room_nid = l.room AND open.server_nid = l.server AND open.to_seq IS NULL
           AND l.room <> ALL (bad) AND NOT EXISTS (
@@ -196,7 +204,9 @@ BEGIN
     END IF;
     IF cardinality(f_room) > 0 THEN
         INSERT INTO fed_extra (server_nid, pos, room_nid, event_nid)
-        SELECT f.server, e_pos[f.index], f.room, e_nid[f.index]
+        SELECT f.server, (SELECT pos FROM stream AS s
+                          WHERE s.kind = 1 AND s.room_nid = f.room AND s.room_seq = e_seq[f.index]),
+               f.room, e_nid[f.index]
         FROM unnest(f_room, f_server, f_index) AS f(room, server, index)
         WHERE f.room <> ALL (bad) AND NOT EXISTS (
             SELECT FROM room_servers AS owed
@@ -228,38 +238,19 @@ BEGIN
         ON CONFLICT DO NOTHING;
     END IF;
 
-    -- A redaction holds when its sender may redact others, or is of the server of the target's sender.
     IF cardinality(d_room) > 0 THEN
         INSERT INTO redactions (room_nid, target, by_nid, by_power)
         SELECT d.room, d.target, d.event, d.by_power
         FROM unnest(d_room, d_target, d_event, d_by_power) AS d(room, target, event, by_power)
         WHERE d.room <> ALL (bad);
     END IF;
-    IF cardinality(d_room) > 0 OR cardinality(o_nid) > 0 THEN
-        RETURN QUERY
-            UPDATE events SET flags = events.flags | 64  -- REDACTED
-            FROM (
-                SELECT d.room, d.target, d.event AS by_nid, d.by_power
-                FROM unnest(d_room, d_target, d_event, d_by_power) AS d(room, target, event, by_power)
-                UNION ALL
-                SELECT r.room_nid, r.target, r.by_nid, r.by_power
-                FROM unnest(e_nid, e_room, e_event_id) AS e(nid, room, event_id)
-                JOIN redactions AS r ON r.room_nid = e.room AND r.target = e.event_id
-                WHERE e.nid = ANY (o_nid)
-            ) AS d
-            JOIN events AS redaction ON redaction.nid = d.by_nid
-            JOIN atoms AS redacter ON redacter.nid = redaction.sender_nid
-            WHERE events.event_id = d.target AND events.room_nid = d.room AND d.room <> ALL (bad)
-              AND events.type_nid <> coalesce((SELECT nid FROM event_types WHERE name = 'm.room.create'), 0)
-              AND (d.by_power OR EXISTS (
-                  SELECT FROM atoms AS author WHERE author.nid = events.sender_nid
-                    AND substring(convert_from(author.s, 'UTF8') FROM ':(.*)')
-                      = substring(convert_from(redacter.s, 'UTF8') FROM ':(.*)')))
-            RETURNING 5, events.nid, d.by_nid;
-    END IF;
-
-    IF first_pos IS NOT NULL THEN
-        RETURN QUERY SELECT 0, first_pos, last_pos;
+    IF cardinality(d_room) > 0 OR cardinality(o_index) > 0 THEN
+        IF cardinality(d_room) > 0 OR EXISTS (
+            SELECT FROM unnest(o_index) AS o(index)
+            JOIN redactions AS r ON r.room_nid = e_room[o.index] AND r.target = e_event_id[o.index]) THEN
+            RETURN QUERY SELECT 5, d.target, d.by_nid FROM apply_redactions(  -- see 0017
+                ARRAY(SELECT e_nid[o.index] FROM unnest(o_index) AS o(index)), d_room, d_target, d_event) AS d;
+        END IF;
     END IF;
 END
 $$;

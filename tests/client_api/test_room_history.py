@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services import room_history
+from homeserver.services import timeline_reading
 from tests.client_api.rooms import join, new_room, room_path, set_state
 from tests.clients import Client
 from tests.servers import RunningServer, unique_name
@@ -352,7 +352,7 @@ async def test_lazy_loading_gives_the_members_who_sent_what_is_shown(alice: Clie
 async def test_sec_page_1_pages_of_a_filter_that_lets_nothing_through_end_after_bounded_steps(
     alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room_history, "MAX_ROWS", 40)
+    monkeypatch.setattr(timeline_reading, "MAX_ROWS", 40)
     room_id = await new_room(alice)
     await set_state(alice, room_id, "m.room.topic", {"topic": "rare"})
     await say(alice, room_id, *(str(number) for number in range(150)))
@@ -370,8 +370,8 @@ async def test_sec_page_1_pages_of_a_filter_that_lets_nothing_through_end_after_
 async def test_sec_page_1_a_page_that_would_be_too_large_is_cut_and_goes_on(
     alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room_history, "MAX_BYTES", 1)
-    monkeypatch.setattr(room_history, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(timeline_reading, "MAX_BYTES", 1)
+    monkeypatch.setattr(timeline_reading, "ROWS_AT_ONCE", 4)
     room_id = await new_room(alice)
     sent = await say(alice, room_id, *(str(number) for number in range(10)))
     for direction in ("b", "f"):

@@ -84,3 +84,30 @@ async def test_what_one_does_to_a_member_of_the_other_is_known_on_both_sides(
     refused = await bob.post(f"/_matrix/client/v3/join/{quote(room_id)}?via={name_of(here)}", {})
     assert refused.status == 403
     assert (await state_of(alice, room_id))["m.room.member", bob.user_id]
+
+
+async def test_what_was_said_before_one_came_is_read_by_both(
+    here: RunningServer, there: RunningServer, alice: Client, bob: Client
+) -> None:
+    room_id = await alice.create_room(name="Tea")
+    said = []
+    for number in range(150):
+        if number % 10 == 0:
+            await alice.set_state(room_id, "m.room.topic", {"topic": f"{number}"})
+        said.append(await alice.say(room_id, f"{number}"))
+    await join_over(bob, room_id, name_of(here))
+    messages = f"/_matrix/client/v3/rooms/{quote(room_id)}/messages"
+
+    async def history(user: Client) -> list[str]:
+        found: list[str] = []
+        query = {"dir": "b", "limit": "70"}
+        while True:
+            page = (await user.get(messages, query)).body
+            found += [event["event_id"] for event in page["chunk"]]
+            if "end" not in page:
+                return found
+            query["from"] = page["end"]
+
+    of_alice = await history(alice)
+    assert await history(bob) == of_alice
+    assert [event_id for event_id in of_alice if event_id in said] == said[::-1]

@@ -50,7 +50,7 @@ def new_sync(store: Store, budget_bytes: int = 1 << 25) -> Sync:
     """What answers /sync in a process that has just started."""
     recent = RecentEvents(store.stream.position, budget_bytes)
     notifier = Notifier(store.database, store.stream)
-    sections = SyncSections(store.database, recent)
+    sections = SyncSections(store.database, recent, RoomVisibility())
     return Sync(notifier, recent, store.stream, sections, INCARNATION, later)
 
 

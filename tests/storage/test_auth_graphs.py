@@ -59,7 +59,13 @@ class Room:
         """A message, which names its auth events by their IDs only; some that are not stored too."""
         nid, named = secrets.randbits(60), list(auth)
         self.auth[nid] = named
-        rows = await tx.fetch("SELECT event_id FROM events WHERE nid = ANY($1::bigint[])", named)
+        rows = await tx.fetch(
+            """
+            SELECT event_id FROM unnest($1::bigint[]) WITH ORDINALITY AS named(nid, n)
+            JOIN events USING (nid) ORDER BY n
+            """,
+            named,
+        )
         event_ids = [decode_event_id(row["event_id"]) for row in rows]
         unknown = decode_event_id(secrets.token_bytes(32))
         await self._insert(tx, nid, 9, None, None, {"auth_events": [*event_ids, unknown]})
