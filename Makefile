@@ -43,6 +43,7 @@ lock:
 	$(COMPILE) --group build -o requirements-build.lock
 	$(COMPILE) -c requirements-build.lock -o requirements.lock pyproject.toml
 	$(COMPILE) -c requirements-build.lock -c requirements.lock --extra test -o requirements-test.lock pyproject.toml
+	$(COMPILE) --group synapse -o requirements-synapse.lock
 
 $(VENV)/python.stamp:
 	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \

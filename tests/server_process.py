@@ -1,4 +1,4 @@
-"""A server as its operator runs it: a process with an embedded PostgreSQL, to be killed and started again."""
+"""Servers as their operators run them: processes, to be killed and started again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,28 +31,16 @@ def free_port() -> int:
         return port
 
 
-class ServerProcess:
-    """`lair-chat serve` on a data folder; the port stays the same over restarts."""
+class HomeserverProcess:
+    """A homeserver as a process. It answers clients at `url`, and keeps name and port over restarts."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any] | None = None) -> None:
-        """`settings`: beside those of every such server; `listeners` beside the one for clients."""
+    def __init__(self, folder: Path, name: str, port: int, command: Sequence[str], ready: str) -> None:
+        """`ready`: the path that answers 200 as soon as it is ready."""
         self.folder = folder
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._config = folder / "config.yaml"
-        own: dict[str, Any] = settings or {}
-        config: dict[str, Any] = {
-            "server_name": "lair.test",
-            "data_dir": str(folder / "data"),
-            "registration": {"enabled": True, "require_token": False},
-            "rate_limits": {"enabled": False},
-            "passwords": {"argon2_memory_kib": 64, "argon2_iterations": 1},
-            "logging": {"level": "WARNING"},
-        }
-        listeners = [{"bind": "127.0.0.1", "port": self.port}, *own.get("listeners", [])]
-        config |= own | {"listeners": listeners}
-        self.name = config["server_name"]
-        self._config.write_text(yaml.safe_dump(config))
+        self.name = name
+        self.url = f"http://127.0.0.1:{port}"
+        self._command = command
+        self._ready = ready
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -58,25 +48,16 @@ class ServerProcess:
         return (self.folder / "server.log").read_text()
 
     @property
-    def database_url(self) -> str:
-        data_dir = self.folder / "data"
-        return connection_url(socket_folder_of(data_dir, data_dir / CLUSTER))
-
-    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
-
-    @property
-    def postmaster_pid(self) -> int:
-        return int((self.folder / "data" / CLUSTER / "postmaster.pid").read_text().splitlines()[0])
 
     async def start(self) -> None:
         """Start, and wait until the server says that it is ready."""
         with (self.folder / "server.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "homeserver", "serve", "--config", str(self._config),
-                stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
+                *self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
+                start_new_session=True,
             )  # fmt: skip
         async with asyncio.timeout(START_LIMIT_S), aiohttp.ClientSession() as session:
             while not await self._is_ready(session):
@@ -85,7 +66,7 @@ class ServerProcess:
 
     async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
         try:
-            async with session.get(f"{self.url}/health/ready") as response:
+            async with session.get(self.url + self._ready) as response:
                 return response.status == 200
         except aiohttp.ClientError:
             await asyncio.sleep(0.02)
@@ -104,9 +85,6 @@ class ServerProcess:
         self._process.kill()
         await self._process.wait()
 
-    def kill_database(self) -> None:
-        os.kill(self.postmaster_pid, signal.SIGKILL)
-
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -116,3 +94,38 @@ class ServerProcess:
     ) -> None:
         if self._process is not None and self._process.returncode is None:
             await self.stop()
+
+
+class ServerProcess(HomeserverProcess):
+    """`lair-chat serve` on a data folder, with an embedded PostgreSQL."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any] | None = None) -> None:
+        """`settings`: beside those of every such server; `listeners` beside the one for clients."""
+        self.port = free_port()
+        own: dict[str, Any] = settings or {}
+        config: dict[str, Any] = {
+            "server_name": "lair.test",
+            "data_dir": str(folder / "data"),
+            "registration": {"enabled": True, "require_token": False},
+            "rate_limits": {"enabled": False},
+            "passwords": {"argon2_memory_kib": 64, "argon2_iterations": 1},
+            "logging": {"level": "WARNING"},
+        }
+        listeners = [{"bind": "127.0.0.1", "port": self.port}, *own.get("listeners", [])]
+        config |= own | {"listeners": listeners}
+        file = folder / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "homeserver", "serve", "--config", str(file)]
+        super().__init__(folder, config["server_name"], self.port, command, "/health/ready")
+
+    @property
+    def database_url(self) -> str:
+        data_dir = self.folder / "data"
+        return connection_url(socket_folder_of(data_dir, data_dir / CLUSTER))
+
+    @property
+    def postmaster_pid(self) -> int:
+        return int((self.folder / "data" / CLUSTER / "postmaster.pid").read_text().splitlines()[0])
+
+    def kill_database(self) -> None:
+        os.kill(self.postmaster_pid, signal.SIGKILL)

@@ -16,7 +16,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("requirements.lock", "requirements-build.lock", "requirements-test.lock")
+LOCKS = tuple(f"requirements{part}.lock" for part in ("", "-build", "-test", "-synapse"))
 
 
 @cache
@@ -32,6 +32,7 @@ def wanted(lock: str) -> list[Requirement]:
         "requirements.lock": project["dependencies"],
         "requirements-build.lock": pyproject()["dependency-groups"]["build"],
         "requirements-test.lock": project["dependencies"] + project["optional-dependencies"]["test"],
+        "requirements-synapse.lock": pyproject()["dependency-groups"]["synapse"],
     }[lock]
     return [Requirement(text) for text in texts]
 

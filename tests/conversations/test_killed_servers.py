@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from tests.clients import Client
-from tests.federation.homeservers import federation_settings, listener_of
+from tests.federation.homeservers import homeserver_process
 from tests.federation.peers import Authority
-from tests.server_process import ServerProcess
 from tests.servers import unique_name
 from tests.shared_rooms import join_over, until_agreed, until_heard
 
 MESSAGES = 30
 
 
-@asynccontextmanager
-async def killable_server(authority: Authority, folder: Path) -> AsyncIterator[ServerProcess]:
-    """A server process on a loopback address of its own, named by it."""
-    folder.mkdir()
-    address, listener = listener_of(authority, folder)
-    settings = {
-        "server_name": f"{address}:8448",
-        "listeners": [listener],
-        "federation": federation_settings(authority),
-    }
-    async with ServerProcess(folder, settings) as server:
-        yield server
-
-
 @pytest.mark.invariant("PROM-FED")
 async def test_prom_fed_a_killed_server_has_everything_when_it_is_back(tmp_path: Path) -> None:
     authority = Authority.new(tmp_path)
     async with (
-        killable_server(authority, tmp_path / "one") as one,
-        killable_server(authority, tmp_path / "two") as two,
+        homeserver_process(authority, tmp_path / "one") as one,
+        homeserver_process(authority, tmp_path / "two") as two,
         aiohttp.ClientSession() as http,
     ):
         alice = await Client(http, one.url).register(unique_name("alice"))

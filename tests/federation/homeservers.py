@@ -16,6 +16,7 @@ from homeserver.protocol.identifiers import ServerName
 from tests.clients import Response
 from tests.databases import new_database
 from tests.federation.peers import Authority, Peer
+from tests.server_process import ServerProcess
 from tests.servers import RunningServer, running_server
 
 DENIED: Final = ServerName("denied.test")
@@ -64,6 +65,20 @@ async def running_homeserver(
             federation=federation_settings(authority),
         ) as server,
     ):
+        yield server
+
+
+@asynccontextmanager
+async def homeserver_process(authority: Authority, folder: Path) -> AsyncIterator[ServerProcess]:
+    """A server as a process of its own, on a loopback address, named by it. `folder`: does not exist yet."""
+    folder.mkdir()
+    address, listener = listener_of(authority, folder)
+    settings = {
+        "server_name": f"{address}:8448",
+        "listeners": [listener],
+        "federation": federation_settings(authority),
+    }
+    async with ServerProcess(folder, settings) as server:
         yield server
 
 
