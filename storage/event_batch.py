@@ -54,8 +54,7 @@ class StateChange(NamedTuple):
     """Whether the state has the user in the room now, but the user stays out of it as far as we go."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """An event of a room, with the numbers that its row needs."""
 
     nid: int

@@ -211,8 +211,12 @@ class RoomHead:
 
     def add(self, pdu: Pdu, nid: int = 0) -> None:
         """Put one more event on top, which names the extremities as its prev_events."""
+        joined = self._joined
+        left = (
+            () if joined is self.extremities else tuple(one for one in self.extremities if one not in joined)
+        )
         changes = {} if pdu.state_key is None else {pdu.key: StoredEvent(nid, pdu)}
-        self.put(pdu, nid, changes, set(self.prev_events))
+        self._put(pdu, nid, changes, left)
 
     def put(
         self,
@@ -224,11 +228,22 @@ class RoomHead:
         is_extremity: bool = True,
     ) -> None:
         """Put one more live event into the room, which changes the state and takes extremities away."""
+        left = tuple(extremity for extremity in self.extremities if extremity.event_id not in covers)
+        self._put(pdu, nid, changes, left, is_extremity=is_extremity)
+
+    def _put(
+        self,
+        pdu: Pdu,
+        nid: int,
+        changes: Mapping[StateKey, StoredEvent | None],
+        left: tuple[Extremity, ...],
+        *,
+        is_extremity: bool = True,
+    ) -> None:
         self.seq += 1
         if changes:
             self.state_ver = self.seq
             self._state.update(changes)
-        left = tuple(extremity for extremity in self.extremities if extremity.event_id not in covers)
         if is_extremity:
             left = (*left, Extremity(nid, pdu.event_id, pdu.depth, self.seq, is_sole=not left))
         self.extremities = left

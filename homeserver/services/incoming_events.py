@@ -386,8 +386,9 @@ class IncomingEvents:
     async def _servers(self, ref: RoomRef, origin: ServerName) -> list[ServerName]:
         """Whom to ask for what is missing: the one that sent the event, then others that are in the room."""
         async with self._database.connection() as tx:
-            others = await memberships.servers_of(tx, ref.room_id, SERVERS_TO_ASK)
-        return [one for one in dict.fromkeys([origin, *others]) if one != self._server_name]
+            others = await memberships.servers_of(tx, ref.room_id, SERVERS_TO_ASK + 1)  # we may be among them
+        servers = [one for one in dict.fromkeys([origin, *others]) if one != self._server_name]
+        return servers[:SERVERS_TO_ASK]
 
     def _enter(self, ref: RoomRef) -> _Room:
         room = self._rooms.get(ref.room_id)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from homeserver.protocol.events import Pdu, client_event
@@ -104,9 +103,9 @@ class RecentEvent:
         if self.pdu.event_id == target:
             if self.redacted_because is None:
                 self.redacted_because = because
-            stream = replace(stream, stored=_pruned(stream, stream.stored))
+            stream = stream._replace(stored=_pruned(stream, stream.stored))
         elif stream.replaces is not None and stream.replaces.pdu.event_id == target:
-            stream = replace(stream, replaces=_pruned(stream, stream.replaces))
+            stream = stream._replace(replaces=_pruned(stream, stream.replaces))
         elif self.redacted_because is not None and self.redacted_because.event_id == target:
             self.redacted_because = redact_pdu(stream.room.version, self.redacted_because)
         else:
