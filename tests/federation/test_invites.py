@@ -516,11 +516,12 @@ async def test_sec_abuse_1_ten_thousand_invites_leave_sync_fast(
             alice.user_id.encode(),
         )
 
-    started = time.monotonic()
+    # The time of the processor, as others may use it too.
+    started = time.process_time()
     initial = await alice.sync()
-    middle = time.monotonic()
+    middle = time.process_time()
     later = await alice.sync(initial["next_batch"])
-    ended = time.monotonic()
+    ended = time.process_time()
 
     assert len(initial["rooms"]["invite"]) == 10_000
     assert later["rooms"] == {}
