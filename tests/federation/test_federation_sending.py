@@ -90,7 +90,9 @@ async def test_many_events_go_in_order_and_fifty_at_a_time(side: SendingSide, pe
     gate = Gate.of(peer)
     async with side.sending() as sending:
         gate.hangs = True
-        await side.say(alice, room_id, *numbers(121))
+        await side.say(alice, room_id, *numbers(1))
+        await until(lambda: gate.tried == 1)
+        await side.say(alice, room_id, *numbers(120, 1))
         await until(lambda: sending.waiting_events == 121)
         gate.hangs = False
         await until(lambda: said(peer) == numbers(121))
