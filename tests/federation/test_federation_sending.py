@@ -57,7 +57,9 @@ async def test_an_event_goes_at_once_to_every_server_of_its_room(
     alice, room_id = await side.room(peer, other)
     _, elsewhere = await side.room(other)
     async with side.sending():
-        [first, second] = await side.say(alice, room_id, "tea", "cake")
+        [first] = await side.say(alice, room_id, "tea")
+        await until(lambda: said(peer) == said(other) == ["tea"])
+        [second] = await side.say(alice, room_id, "cake")
         await until(lambda: said(peer) == said(other) == ["tea", "cake"])
 
     transactions = peer.transactions
