@@ -55,6 +55,7 @@ class Standing:
 
 async def standing(tx: Transaction, room_id: RoomId, user_nid: int, server_nid: int) -> Standing | None:
     """What a user of this server is in a room; None for a room not known, or of an unknown version."""
+    # The lowest membership, a join, is found in an index; for one that EXISTS the table might be searched.
     row = await tx.fetchrow(
         """
         SELECT rooms.nid AS room_nid, version, newest.membership, newest.out_of_band, newest.event_nid,
@@ -64,11 +65,11 @@ async def standing(tx: Transaction, room_id: RoomId, user_nid: int, server_nid: 
                 LEFT JOIN memberships AS own ON own.user_nid = log.skey_nid AND own.room_nid = log.room_nid
                 WHERE log.room_nid = rooms.nid AND log.type_nid = $4 AND log.skey_nid = $2
                 ORDER BY log.ver DESC LIMIT 1) AS kept_out_of,
-               EXISTS (SELECT FROM memberships AS local WHERE local.room_nid = rooms.nid
-                       AND local.server_nid = $3 AND local.membership = 1) AS is_resident,
-               EXISTS (SELECT FROM memberships AS somebody WHERE somebody.room_nid = rooms.nid)
-               AND NOT EXISTS (SELECT FROM memberships AS joined WHERE joined.room_nid = rooms.nid
-                               AND joined.membership = 1) AS is_empty
+               coalesce((SELECT min(membership) FROM memberships AS local
+                         WHERE local.room_nid = rooms.nid AND local.server_nid = $3) = 1, false)
+                   AS is_resident,
+               coalesce((SELECT min(membership) FROM memberships AS somebody
+                         WHERE somebody.room_nid = rooms.nid) > 1, false) AS is_empty
         FROM rooms
         LEFT JOIN LATERAL (
             SELECT membership, event_nid, pos, false AS out_of_band FROM memberships

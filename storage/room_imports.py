@@ -22,7 +22,8 @@ from storage.room_heads import RoomRef
 
 ROWS_AT_ONCE: Final = 500
 
-_NO_LIVE_EVENT: Final = "NOT EXISTS (SELECT FROM events WHERE events.room_nid = $1 AND room_seq IS NOT NULL)"
+_NO_LIVE_EVENT: Final = "(SELECT max(room_seq) FROM events WHERE events.room_nid = $1) IS NULL"
+"""Told by an index. PostgreSQL might look for an event that does NOT EXIST in the whole table."""
 _OF_AN_ATTEMPT: Final = ("room_state_log", "state_snap", "memberships", "room_servers")
 
 
