@@ -48,6 +48,8 @@ class AuthGraphs:
         self._sizes: dict[int, int] = {}
         self._held = 0
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        self._power_levels: Key | None = None
+        """The key of power levels, once any are stored."""
 
     @property
     def held(self) -> int:
@@ -58,9 +60,11 @@ class AuthGraphs:
     async def using(self, room_nid: int) -> AsyncIterator[None]:
         """For the block, the room's graph is the caller's alone: nobody else makes it grow meanwhile.
 
-        Ask for the graph in such a block and do not use it outside: a thread may walk it there. Best entered
-        before a connection is taken, so that none is held while waiting.
+        Ask for the graph in such a block and do not use it outside: a thread may walk it there. To be entered
+        before a connection is taken, so that none is held while waiting for another one.
         """
+        if self._power_levels is None:
+            self._power_levels = await self._key_of_power_levels()
         lock = self._locks.get(room_nid)
         if lock is None:
             lock = self._locks[room_nid] = asyncio.Lock()
@@ -103,7 +107,7 @@ class AuthGraphs:
             room_nid,
             EventFlag.UNCHECKED,  # its auth events are not known yet
         )
-        key = await self._key_of_power_levels()
+        key = self._power_levels
         nodes = ((nid, auth or (), (type_nid, skey_nid) == key) for nid, auth, type_nid, skey_nid in rows)
         if len(rows) > _BUILT_HERE:
             await asyncio.to_thread(_add, graph, nodes)
@@ -115,7 +119,6 @@ class AuthGraphs:
         self, tx: Transaction, room_nid: int, graph: AuthGraph[int], missing: set[int]
     ) -> list[_Node]:
         """Events that a graph lacks, and what it lacks of their auth chains, one level after another."""
-        key = await self._key_of_power_levels()
         found: list[_Node] = []
         asked: set[int] = set()
         while missing:
@@ -132,7 +135,7 @@ class AuthGraphs:
                 (
                     row["nid"],
                     named[row["nid"]] if row["auth"] is None else row["auth"],
-                    (row["type_nid"], row["skey_nid"]) == key,
+                    (row["type_nid"], row["skey_nid"]) == self._power_levels,
                 )
                 for row in rows
             ]

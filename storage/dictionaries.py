@@ -12,6 +12,8 @@ MEMBER_TYPE_NID: Final = 1
 """The number of m.room.member, the lowest: "all state but members" is a range."""
 
 CACHE_SIZE: Final = 200_000
+ADDED_AT_ONCE: Final = 500
+"""In one transaction: others may want to add the same texts, and have to wait for it."""
 
 
 class Dictionary:
@@ -41,12 +43,14 @@ class Dictionary:
         return nid if nid is not None else (await self.nids([text]))[text]
 
     async def nids(self, texts: Iterable[str]) -> dict[str, int]:
-        """The numbers of texts; those that have none get one, in a transaction of their own."""
+        """The numbers of texts; those that have none get one, in transactions of their own."""
         found = await self.find_nids(texts)
         missing = sorted({text for text in texts if text not in found})
-        if missing:
+        for start in range(0, len(missing), ADDED_AT_ONCE):
+            chunk = missing[start : start + ADDED_AT_ONCE]
             async with self._database.connection() as tx:
-                await tx.execute(self._insert, [text.encode() for text in missing])
+                await tx.execute(self._insert, [text.encode() for text in chunk])
+        if missing:
             found |= await self.find_nids(missing)
         return found
 

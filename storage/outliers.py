@@ -1,12 +1,13 @@
 """Storing events without a place in their room: parts of states and auth chains that were fetched.
 
-Outside of the lock, in short chunks that commit by themselves, sorted by event ID: so two who store the same
-events wait for each other a moment at most, and nobody else does.
+Outside of the lock, in short chunks that commit by themselves, each sorted by event ID: so two who store the
+same events wait for each other a moment at most, and nobody else does. Auth events come before those that
+name them: wherever that breaks off, all that is stored has its auth events.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +15,7 @@ from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId
 from storage.database import Database, Transaction
-from storage.dictionaries import Dictionaries, Dictionary
+from storage.dictionaries import Dictionaries
 from storage.event_batch import is_for_servers_only
 from storage.event_codec import CODEC, encode_event
 from storage.event_flags import EventFlag
@@ -38,48 +39,70 @@ class Outlier:
 async def insert(
     database: Database, dictionaries: Dictionaries, room_nid: int, outliers: Sequence[Outlier], recv_ts: int
 ) -> dict[EventId, int]:
-    """Store events; returns the number of each by its ID: an event that is there already keeps its own."""
+    """Store events, of which each comes after its auth events; returns the number of each by its ID.
+
+    An event that is there already keeps its own number, which those that name it get to know.
+    """
     texts = {text for one in outliers for text in (one.pdu.sender, one.pdu.state_key) if text is not None}
-    atoms = await _numbers_of(dictionaries.atoms, texts)
-    types = await _numbers_of(dictionaries.event_types, {one.pdu.type for one in outliers})
-    by_stored_id = sorted(
-        ((encode_event_id(one.pdu.event_id), one) for one in outliers), key=lambda row: row[0]
-    )
+    atoms = await dictionaries.atoms.nids(texts)
+    types = await dictionaries.event_types.nids({one.pdu.type for one in outliers})
     nids: dict[EventId, int] = {}
-    for start in range(0, len(by_stored_id), ROWS_AT_ONCE):
-        chunk = by_stored_id[start : start + ROWS_AT_ONCE]
+    moved: dict[int, int] = {}
+    """By the numbers that were meant for them: those of events that somebody else stored before."""
+    for start in range(0, len(outliers), ROWS_AT_ONCE):
+        chunk = outliers[start : start + ROWS_AT_ONCE]
         async with database.connection() as tx:
-            nids |= await _insert_chunk(tx, room_nid, chunk, atoms, types, recv_ts)
-    moved = {one.nid: nid for one in outliers if (nid := nids[one.pdu.event_id]) != one.nid}
-    if moved:  # somebody else was first
-        async with database.connection() as tx:
-            for wrong, right in moved.items():
-                await _relink(tx, nids.values(), wrong, right)
+            async with tx.transaction():
+                stored = await _insert_chunk(tx, room_nid, chunk, moved, atoms, types, recv_ts)
+                late = {one.nid: nid for one in chunk if (nid := stored[one.pdu.event_id]) != one.nid}
+                await _relink(tx, stored.values(), late)
+            await _apply_redactions(tx, room_nid, stored.values())
+        nids |= stored
+        moved |= late
     return nids
 
 
-async def _relink(tx: Transaction, nids: Collection[int], wrong: int, right: int) -> None:
-    """Some events name an auth event under a number that it did not get."""
-    query = """
-        UPDATE events SET auth = array_replace(auth, $2, $3)
-        WHERE nid = ANY($1::bigint[]) AND $2 = ANY(auth)
-    """
-    await tx.execute(query, list(nids), wrong, right)
+async def _relink(tx: Transaction, nids: Collection[int], moved: Mapping[int, int]) -> None:
+    """Events of one chunk name others of it under numbers that those did not get."""
+    for wrong, right in moved.items():
+        await tx.execute(
+            """
+            UPDATE events SET auth = array_replace(auth, $2, $3)
+            WHERE nid = ANY($1::bigint[]) AND $2 = ANY(auth)
+            """,
+            list(nids),
+            wrong,
+            right,
+        )
+
+
+async def _apply_redactions(tx: Transaction, room_nid: int, nids: Collection[int]) -> None:
+    """Redactions may have come before the events that they redact."""
+    await tx.execute(
+        """
+        SELECT apply_redactions($2::bigint[], '{}', '{}', '{}')
+        WHERE EXISTS (SELECT FROM redactions WHERE room_nid = $1)
+        """,
+        room_nid,
+        list(nids),
+    )
 
 
 async def _insert_chunk(
     tx: Transaction,
     room_nid: int,
-    chunk: Sequence[tuple[bytes, Outlier]],
+    outliers: Sequence[Outlier],
+    moved: Mapping[int, int],
     atoms: Mapping[str, int],
     types: Mapping[str, int],
     recv_ts: int,
 ) -> dict[EventId, int]:
+    chunk = sorted(((encode_event_id(one.pdu.event_id), one) for one in outliers), key=lambda row: row[0])
     links: list[int] = []
     auth_from, auth_to = [], []
     for _, one in chunk:
         auth_from.append(len(links) + 1)
-        links.extend(one.auth_nids)
+        links.extend(moved.get(nid, nid) for nid in one.auth_nids)
         auth_to.append(len(links))
     inserted = await tx.fetch(
         """
@@ -111,14 +134,6 @@ async def _insert_chunk(
         [encode_event(one.canonical) for _, one in chunk],
         EventFlag.UNCHECKED,  # what came out-of-band is checked now
     )
-    await tx.execute(
-        """
-        SELECT apply_redactions($2::bigint[], '{}', '{}', '{}')
-        WHERE EXISTS (SELECT FROM redactions WHERE room_nid = $1)
-        """,
-        room_nid,
-        [row["nid"] for row in inserted],
-    )
     nids = {decode_event_id(row["event_id"]): row["nid"] for row in inserted}
     known = [stored_id for stored_id, one in chunk if one.pdu.event_id not in nids]
     if known:
@@ -129,12 +144,3 @@ async def _insert_chunk(
 
 def _flags_of(pdu: Pdu) -> int:
     return CODEC | EventFlag.SERVERS_ONLY if is_for_servers_only(pdu) else CODEC
-
-
-async def _numbers_of(dictionary: Dictionary, texts: Iterable[str]) -> dict[str, int]:
-    """The numbers of texts, which are added a few at a time: others may want to add the same."""
-    found: dict[str, int] = {}
-    ordered = sorted(texts)
-    for start in range(0, len(ordered), ROWS_AT_ONCE):
-        found |= await dictionary.nids(ordered[start : start + ROWS_AT_ONCE])
-    return found

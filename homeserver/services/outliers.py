@@ -14,19 +14,21 @@ from typing import Final
 
 from homeserver.protocol.auth_events import CREATE
 from homeserver.protocol.auth_rules import check_auth, check_auth_events
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import MAX_INTEGER, canonical_json
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.services.clock import Clock
-from storage import outliers, stored_places
+from homeserver.services.fork_states import key_numbers
+from storage import outliers, room_state, stored_places
 from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
 from storage.nids import NidBlocks
 from storage.outliers import Outlier
 from storage.room_heads import RoomRef
+from storage.room_state import StateAt
 from storage.stored_places import StoredBody
 
 CHECKED_HERE: Final = 200
@@ -58,20 +60,21 @@ class Outliers:
         async with self.database.connection() as tx:
             known = await stored_places.bodies(tx, room, named | set(wanted))
         new = [pdu for event_id, pdu in wanted.items() if event_id not in known]
+        begun = any(pdu.type == "m.room.create" for pdu in new) and await self._has_create(room)
         if len(new) > CHECKED_HERE:
-            checked = await asyncio.to_thread(check_by_auth_events, room.version, new, known)
+            checked = await asyncio.to_thread(check_by_auth_events, room.version, new, known, begun=begun)
         else:
-            checked = check_by_auth_events(room.version, new, known)
+            checked = check_by_auth_events(room.version, new, known, begun=begun)
         nids = {event_id: body.nid for event_id, body in known.items()}
         blocks = NidBlocks(self.database)
         await blocks.reserve(len(checked))
-        numbered = {one.pdu.event_id: blocks.take() for one in checked}
+        numbered = nids | {one.pdu.event_id: blocks.take() for one in checked}
         rows = [
             Outlier(
                 numbered[one.pdu.event_id],
                 one.pdu,
                 canonical_json(one.pdu.json),
-                tuple((nids | numbered)[event_id] for event_id in one.pdu.auth_events),
+                tuple(numbered[event_id] for event_id in one.pdu.auth_events),
                 EventFlag.REJECTED if one.refusal is not None else 0,
             )
             for one in checked
@@ -79,14 +82,22 @@ class Outliers:
         stored = await outliers.insert(self.database, self.dictionaries, room.nid, rows, self.clock())
         return {event_id: nid for event_id, nid in (nids | stored).items() if event_id in wanted}
 
+    async def _has_create(self, room: RoomRef) -> bool:
+        """Whether the room has begun here: then whatever else says to be its beginning is not."""
+        create = (await key_numbers(self.dictionaries, [CREATE])).get(CREATE)
+        if create is None:
+            return False
+        async with self.database.connection() as tx:
+            return bool(await room_state.of_keys(tx, StateAt(room.nid, MAX_INTEGER), [create]))
+
 
 def check_by_auth_events(
-    version: RoomVersion, new: Sequence[Pdu], known: Mapping[EventId, StoredBody]
+    version: RoomVersion, new: Sequence[Pdu], known: Mapping[EventId, StoredBody], *, begun: bool = False
 ) -> list[Checked]:
     """Check events against their own auth events, each after those that it names.
 
     `known`: the auth events that are stored. Events that name others, and those that stand on them or on a
-    cycle, are left out.
+    cycle, are left out. `begun`: the room has its create event, and no new one can be.
     """
     by_id = {pdu.event_id: pdu for pdu in new}
     bodies = {event_id: body.pdu for event_id, body in known.items()} | by_id
@@ -95,7 +106,10 @@ def check_by_auth_events(
     for pdu in _auth_events_first(by_id, known):
         auth_events = [bodies[event_id] for event_id in pdu.auth_events]
         refused = {event_id for event_id in pdu.auth_events if event_id in rejected}
-        refusal = _refusal(version, pdu, auth_events, refused, bodies)
+        if begun and pdu.type == "m.room.create":
+            refusal: str | None = "the room was made by another event"
+        else:
+            refusal = _refusal(version, pdu, auth_events, refused, bodies)
         if refusal is not None:
             rejected.add(pdu.event_id)
         checked.append(Checked(pdu, refusal))
