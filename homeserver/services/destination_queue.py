@@ -30,6 +30,9 @@ TRIES_OF_REFUSED: Final = 3
 """So often an event is sent alone to a server that refuses it, before it is suspected to be the reason."""
 TRIES_OF_FAILING: Final = 10
 """The same for a server that fails in another way: mostly it is not the event's fault."""
+CONVICTIONS: Final = 3
+"""So often in a row a server has to take an empty transaction and then fail at the suspected event: that a
+server was away, and goes away once more, is no reason to give an event up."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +87,7 @@ class DestinationQueue:
 
     __slots__ = (
         "_budget",
+        "_convictions",
         "_covered",
         "_events",
         "_is_live",
@@ -126,6 +130,7 @@ class DestinationQueue:
         self._tries = 0
         self._tries_needed = TRIES_OF_FAILING
         self._passed_probe = False
+        self._convictions = 0
 
     @property
     def is_settled(self) -> bool:
@@ -222,7 +227,7 @@ class DestinationQueue:
         if not self._on_way:
             self._passed_probe = self.is_probing
             return
-        self._tries, self._passed_probe = 0, False
+        self._tries, self._convictions, self._passed_probe = 0, 0, False
         self._limit = min(self._limit + _MORE_PDUS, MAX_PDUS)
         self.sent = self._on_way[-1].pos
         self._let_go()
@@ -233,8 +238,8 @@ class DestinationQueue:
         """The server did not take what was on its way: less will be sent the next time.
 
         `tries_needed`: how often that must happen to one event before it is suspected; None for never. The
-        suspected event that has failed again, after the server took an empty transaction, is given up: it is
-        what is returned.
+        suspected event that has failed again, each time after the server took an empty transaction, is given
+        up: it is what is returned.
         """
         self.failures += 1
         self.greets = False
@@ -243,9 +248,11 @@ class DestinationQueue:
             self._limit = len(self._on_way) // 2
         elif self._on_way and tries_needed is not None:
             if self._passed_probe:
-                given_up = self._on_way[0]
-                self.sent = given_up.pos
-                self._tries, self._limit = 0, MAX_PDUS
+                self._convictions += 1
+                if self._convictions == CONVICTIONS:
+                    given_up = self._on_way[0]
+                    self.sent = given_up.pos
+                    self._tries, self._convictions, self._limit = 0, 0, MAX_PDUS
             else:
                 self._tries += 1
                 self._tries_needed = tries_needed

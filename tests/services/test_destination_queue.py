@@ -160,15 +160,41 @@ def test_an_event_is_given_up_only_if_the_server_takes_an_empty_transaction() ->
     probed = [queue.is_probing, not queue.take()]
     refused_probe = queue.failed(tries_needed=3)  # not even an empty transaction is taken
     probed += [queue.is_probing, not queue.take()]
-    queue.delivered()
-    probed.append(not queue.is_probing)
-    refill(queue, 1, 2)
-    [taken] = queue.take()
-    given_up = queue.failed(tries_needed=3)
+    given_up = None
+    for _ in range(destination_queue.CONVICTIONS):
+        assert given_up is None
+        queue.delivered()
+        probed.append(not queue.is_probing)
+        refill(queue, 1, 2)
+        [taken] = queue.take()
+        given_up = queue.failed(tries_needed=3)
+        if given_up is None:
+            probed += [queue.is_probing, not queue.take()]
     refill(queue, 1, 2)
 
     assert all(probed)
     assert refused_probe is None
+    assert given_up is not None
     assert given_up is taken
     assert (given_up.pos, queue.sent) == (1, 1)
     assert [event.pos for event in queue.take()] == [2]
+
+
+def test_prom_fed_a_server_that_was_away_and_breaks_off_again_loses_nothing() -> None:
+    queue = live_queue(1)
+    while not queue.is_probing:
+        assert queue.failed(tries_needed=destination_queue.TRIES_OF_FAILING) is None
+        refill(queue, 1)
+        queue.take()
+    queue.delivered()  # it is back
+    refill(queue, 1)
+    queue.take()
+    broke_off = queue.failed(tries_needed=destination_queue.TRIES_OF_FAILING)
+    queue.take()
+    queue.delivered()
+    refill(queue, 1)
+    [taken] = queue.take()
+    queue.delivered()
+
+    assert broke_off is None
+    assert (taken.pos, queue.sent) == (1, 1)
