@@ -29,6 +29,8 @@ BUSY: Final = (
     asyncpg.SerializationError,
 )
 MAX_BUSY: Final = 50
+MAX_OVERTAKEN: Final = 3
+"""So often another session may store an event without a place just after it was not found."""
 PAUSE_WHEN_BUSY_S: Final = 0.05
 
 
@@ -73,6 +75,9 @@ class PersistConnection:
                 if attempt == MAX_BUSY - 1:
                     raise
                 await asyncio.sleep(PAUSE_WHEN_BUSY_S)
+            except asyncpg.UniqueViolationError:
+                if attempt >= MAX_OVERTAKEN:
+                    raise
         first_pos, last_pos = next(((row["a"], row["b"]) for row in rows if row["kind"] == 0), (0, 0))
         return Outcome(
             first_pos,

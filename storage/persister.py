@@ -227,6 +227,10 @@ class Persister:
                 await needs.work()
         raise Unavailable("the room is too busy; try again")
 
+    async def newest_head(self, room_id: RoomId) -> RoomHead:
+        """A room's newest head, as far as this process knows; not to be changed. Raises UnknownRoom."""
+        return await self.consider(room_id, lambda head: head)
+
     async def create(self, new_room: NewRoom, decide: Decision) -> list[EventId]:
         """Make a room out of what `decide` builds on an empty head: all of it or nothing.
 

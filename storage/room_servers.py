@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from homeserver.protocol.identifiers import ServerName
+from homeserver.protocol.identifiers import RoomId, ServerName
 from storage.database import Transaction
 
 
@@ -39,6 +39,16 @@ async def present(tx: Transaction, room_nid: int) -> list[Server]:
         WHERE room_nid = $1 AND to_seq IS NULL ORDER BY server_nid
     """
     return [_server(nid, name) for nid, name in await tx.fetch(query, room_nid)]
+
+
+async def left_at(tx: Transaction, room_id: RoomId, server_nid: int) -> int | None:
+    """The position of the stream at which a server left a room; None where it never did, or is there."""
+    query = """
+        SELECT to_pos FROM room_servers JOIN rooms ON rooms.nid = room_nid
+        WHERE room_id = $1 AND server_nid = $2 ORDER BY from_seq DESC LIMIT 1
+    """
+    pos: int | None = await tx.fetchval(query, room_id, server_nid)
+    return pos
 
 
 async def intervals(tx: Transaction, rooms: Mapping[int, int]) -> dict[int, list[Interval]]:

@@ -66,9 +66,11 @@ async def remove(tx: Transaction, room_nid: int, event_ids: Collection[EventId])
     )
 
 
-async def count(tx: Transaction, room_nid: int) -> int:
-    """How many events wait in a room."""
-    return int(await tx.fetchval("SELECT count(*) FROM waiting_pdus WHERE room_nid = $1", room_nid))
+async def counts(tx: Transaction, room_nid: int, origin: ServerName) -> tuple[int, int]:
+    """How many events wait in a room, and how many of them are from one server."""
+    query = "SELECT count(*), count(*) FILTER (WHERE origin = $2) FROM waiting_pdus WHERE room_nid = $1"
+    waiting, of_server = await tx.fetchrow(query, room_nid, origin)
+    return waiting, of_server
 
 
 async def rooms(tx: Transaction) -> list[RoomRef]:

@@ -38,6 +38,7 @@ GREETED_ROOMS_MS: Final = 3 * 24 * 3600 * 1000
 """When this server starts it greets the servers of rooms with an event so new."""
 MAX_GREETED: Final = 1000
 GREETING_INTERVAL_S: Final = 0.1
+DELIVERY_PAUSE_S: Final = 0.05
 
 
 class FederationSending:
@@ -100,6 +101,21 @@ class FederationSending:
     def heard(self, server_name: ServerName) -> None:
         """A server that failed was heard from: what waits for it may go."""
         self._turns.heard(server_name)
+
+    def has_got_all(self, server_name: ServerName, pos: int) -> bool:
+        """Whether a server has all that it is owed up to a position."""
+        queue = self._queues.get(server_name)
+        return self._queues.position >= pos and (queue is None or queue.is_settled or queue.sent >= pos)
+
+    async def deliver(self, server_name: ServerName, pos: int, patience_s: float) -> bool:
+        """Wait until a server has all that it is owed up to a position; False where that takes too long."""
+        self._turns.heard(server_name)
+        give_up = asyncio.get_running_loop().time() + patience_s
+        while not self.has_got_all(server_name, pos):
+            if asyncio.get_running_loop().time() > give_up:
+                return False
+            await asyncio.sleep(DELIVERY_PAUSE_S)
+        return True
 
     async def start(self) -> None:
         """Find the servers that do not have everything."""

@@ -149,7 +149,7 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
         destinations=destinations,
         out_of_band=out_of_band,
         remote_joins=RemoteJoins(
-            database, dictionaries, client, gate, imports, incoming, history, own, clock
+            database, dictionaries, client, gate, imports, incoming, history, sending, own, clock
         ),
         remote_invites=RemoteInvites(persister, incoming, client, gate, key_ring, outgoing, clock),
         resident_rooms=ResidentRooms(

@@ -157,7 +157,7 @@ class HistoryFetching:
         """Ask one server after another, until one gives something that can be used."""
         own_nid = await self._dictionaries.atoms.nid(self._server_name)
         async with self._database.connection() as tx:
-            shared = (await shared_rooms.find(tx, [room.room_id], own_nid)).get(room.room_id)
+            shared = await shared_rooms.find_one(tx, room.room_id, own_nid)
             missing = await fetched_history.missing(tx, room.nid, seq)
         starts = [event_id for event_id, at in missing.items() if at == seq]
         if not starts:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from homeserver.errors import Forbidden, Unavailable
@@ -34,7 +34,7 @@ from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
 from storage.nids import NidBlocks
 from storage.persister import EventsStored, Persister, UnknownRoom
-from storage.room_heads import RoomHead, RoomRef
+from storage.room_heads import RoomRef
 from storage.state_deltas import ForkState
 
 log = logging.getLogger(__name__)
@@ -42,13 +42,17 @@ log = logging.getLogger(__name__)
 PATIENCE_S: Final = 10.0
 """How long a sender waits for its events to be placed; then they wait in the database."""
 EVENTS_AT_ONCE: Final = 100
-MAX_WAITING_IN_ROOM: Final = 10_000
-"""Events for a room in which so many wait are not taken: their server will have to send them again."""
+MAX_WAITING_IN_ROOM: Final = 20_000
+MAX_WAITING_OF_SERVER: Final = 2000
+"""While so many events of a room wait, in all or from one server, no more are taken: they will be asked for
+when a later event builds on them."""
 MAX_ROOMS_AT_ONCE: Final = 20
 """In so many rooms at once missing events are asked for."""
 SERVERS_TO_ASK: Final = 3
 PAUSE_S: Final = 1.0
 """After the database could not be reached."""
+MAX_PAUSE_S: Final = 300.0
+"""After what waits in a room could not be seen to, again and again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +73,10 @@ class _Blocked:
 
     pdu: Pdu
     problem: MissingParents
+
+
+class TooManyWait(Exception):
+    """So many events wait in a room already that no more are taken."""
 
 
 class IncomingEvents:
@@ -122,7 +130,7 @@ class IncomingEvents:
     async def receive(self, origin: ServerName, ref: RoomRef, pdus: Sequence[Pdu], *, wait: bool) -> None:
         """Take events of a room that a server has pushed; when this returns none of them can be lost.
 
-        `wait`: they are only to wait: the room is being joined. Raises Unavailable when too many wait.
+        `wait`: they are only to wait: the room is being joined. Raises TooManyWait.
         """
         room = self._enter(ref)
         try:
@@ -177,6 +185,8 @@ class IncomingEvents:
                 arrivals.append(Arrival(pdu, self._nids.take(), flags=flags, is_fixed=is_fixed))
             elif place.is_outlier:
                 arrivals.append(Arrival(pdu, place.nid, is_promoted=True, flags=flags, is_fixed=is_fixed))
+            elif place.is_refused and is_fixed:
+                raise NotAllowed("authorization", "the event was refused before")
         return await self._place(ref, arrivals)
 
     async def _place(self, ref: RoomRef, arrivals: list[Arrival]) -> list[_Blocked]:
@@ -197,7 +207,7 @@ class IncomingEvents:
             try:
                 taken = await self._persister.append(ref.room_id, decision)
             except EventsStored as stored:
-                arrivals = [one for one in arrivals if one.pdu.event_id not in stored.event_ids]
+                arrivals = await self._not_placed(ref, arrivals, stored.event_ids)
             except MissingParents as problem:
                 blocked.append(_Blocked(first.pdu, problem))
                 waiting.add(first.pdu.event_id)
@@ -214,6 +224,21 @@ class IncomingEvents:
                 arrivals = arrivals[len(taken) :]
         return blocked
 
+    async def _not_placed(
+        self, ref: RoomRef, arrivals: Iterable[Arrival], stored: Collection[EventId]
+    ) -> list[Arrival]:
+        """Those of some events that have no place yet; some of them have got a row meanwhile."""
+        async with self._database.connection() as tx:
+            places = await stored_places.load(tx, ref.nid, stored)
+        left = []
+        for arrival in arrivals:
+            place = places.get(arrival.pdu.event_id)
+            if place is None:
+                left.append(arrival)
+            elif place.is_outlier:
+                left.append(replace(arrival, nid=place.nid, is_promoted=True, fork=None))
+        return left
+
     def _tell_refused(self, ref: RoomRef, arrivals: Iterable[Arrival]) -> None:
         for arrival in arrivals:
             if arrival.verdict is not Verdict.ACCEPTED and arrival.verdict is not None:
@@ -229,8 +254,9 @@ class IncomingEvents:
 
     async def _let_wait(self, ref: RoomRef, origin: ServerName, pdus: Sequence[Pdu]) -> None:
         async with self._database.connection() as tx:
-            if await waiting_pdus.count(tx, ref.nid) >= MAX_WAITING_IN_ROOM:
-                raise Unavailable(f"too many events wait in room {ref.room_id}")
+            waiting, of_server = await waiting_pdus.counts(tx, ref.nid, origin)
+            if waiting >= MAX_WAITING_IN_ROOM or of_server >= MAX_WAITING_OF_SERVER:
+                raise TooManyWait
             await waiting_pdus.add(tx, ref.nid, origin, pdus, self._clock())
 
     def _start_work(self, room: _Room) -> None:
@@ -242,31 +268,40 @@ class IncomingEvents:
 
     async def _work(self, room: _Room) -> None:
         """Place what waits in a room, until nothing does."""
+        pause_s = PAUSE_S
         try:
             while room.has_work:
                 room.has_work = False
                 try:
                     async with self._turns:
                         await self._work_off(room)
-                except Unavailable as error:
-                    log.info("the events of room %s go on waiting: %s", room.ref.room_id, error.error)
-                    room.has_work = True
-                    await asyncio.sleep(PAUSE_S)
-        except Exception:
-            log.exception("the events that wait in room %s cannot be seen to", room.ref.room_id)
+                    continue
+                except (Unavailable, UnknownRoom) as error:  # this server may have left it meanwhile
+                    log.info("the events of room %s go on waiting: %r", room.ref.room_id, error)
+                    pause_s = PAUSE_S
+                except Exception:
+                    log.exception("the events that wait in room %s cannot be seen to", room.ref.room_id)
+                    pause_s = min(2 * pause_s, MAX_PAUSE_S)
+                room.has_work = True
+                await asyncio.sleep(pause_s)
         finally:
             room.is_working = False
             self._leave(room)
 
     async def _work_off(self, room: _Room) -> None:
         ref = room.ref
+        own_nid = await self._dictionaries.atoms.nid(self._server_name)
         while True:
             async with self._database.connection() as tx:
                 waiting = await waiting_pdus.oldest(tx, ref, EVENTS_AT_ONCE)
+                shared = await shared_rooms.find_one(tx, ref.room_id, own_nid)
             if not waiting:
                 return
+            is_in = shared is not None and shared.is_resident
+            if not is_in and shared is not None and shared.is_joining:
+                return  # it is resumed when the join has come to an end
             origins = {one.pdu.event_id: one.origin for one in waiting}
-            try:
+            if is_in:
                 async with room.lock:
                     blocked = await self._store(ref, [one.pdu for one in waiting])
                 for one in blocked:
@@ -276,18 +311,10 @@ class IncomingEvents:
                         raise
                     except Exception:
                         log.exception("%s in room %s is left out", one.pdu.event_id, ref.room_id)
-            except UnknownRoom:
-                if await self._is_joining(ref):
-                    return  # it is resumed when the join has come to an end
+            else:
                 log.info("events of room %s are left out: this server is not in it", ref.room_id)
             async with self._database.connection() as tx:
                 await waiting_pdus.remove(tx, ref.nid, origins)
-
-    async def _is_joining(self, ref: RoomRef) -> bool:
-        own_nid = await self._dictionaries.atoms.nid(self._server_name)
-        async with self._database.connection() as tx:
-            found = await shared_rooms.find(tx, [ref.room_id], own_nid)
-        return ref.room_id in found and found[ref.room_id].is_joining
 
     async def _unblock(self, room: _Room, blocked: _Blocked, origin: ServerName) -> None:
         """Fetch what an event lacks, and place it; one for which that cannot be had is left out.
@@ -314,7 +341,7 @@ class IncomingEvents:
             gaps = await stored_places.are_missing(tx, ref.nid, blocked.problem.missing)
         if gaps == blocked.problem.missing:  # it follows where a gap is already, such as that before our join
             return await self._bridge(room, blocked, [pdu], servers)
-        head = await self._persister.consider(ref.room_id, _itself)
+        head = await self._persister.newest_head(ref.room_id)
         earlier = await self._missing_events.before(ref, head, pdu, servers)
         left = await self._store_with_auth_events(room, [*earlier, pdu], servers)
         if left is not None and not isinstance(left.problem, MissingAuthEvents):
@@ -355,7 +382,7 @@ class IncomingEvents:
             if not still or isinstance(still[0].problem, MissingAuthEvents):
                 continue
             missing = still[0].problem.missing
-            head = await self._persister.consider(ref.room_id, _itself)
+            head = await self._persister.newest_head(ref.room_id)
             before = await self._missing_events.state_before(ref, head, pdu, missing, servers)
             if before is None:
                 return blocked
@@ -401,7 +428,3 @@ class IncomingEvents:
         room.users -= 1
         if not room.users and self._rooms.get(room.ref.room_id) is room:
             del self._rooms[room.ref.room_id]
-
-
-def _itself(head: RoomHead) -> RoomHead:
-    return head

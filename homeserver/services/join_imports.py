@@ -26,13 +26,13 @@ from homeserver.services.pdu_gate import PduGate, RefusedPdu
 from homeserver.services.state_snapshots import StateSnapshots
 from storage import outliers, room_imports, room_state, stored_places
 from storage.database import Database
-from storage.dictionaries import Dictionaries, Dictionary
+from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
 from storage.memberships import Membership
 from storage.nids import NidBlocks
 from storage.outliers import Outlier
 from storage.packed_state import StateEntries
-from storage.persister import Decision, Persister, UnknownRoom, server_of_member
+from storage.persister import Decision, EventsStored, Persister, UnknownRoom, server_of_member
 from storage.placement import Placed
 from storage.room_heads import RoomHead, RoomRef, StoredEvent
 from storage.room_imports import Member
@@ -41,7 +41,6 @@ from storage.state_snapshots import MIN_CHANGES
 
 log = logging.getLogger(__name__)
 
-TEXTS_AT_ONCE: Final = 500
 MAX_ROUNDS: Final = 10
 """How often publishing a join may be overtaken."""
 MARKER_TYPE: Final = "org.lair-chat.marker"
@@ -143,17 +142,22 @@ class JoinImports:
         servers = {member.server_nid for member in members if member.membership is Membership.JOIN}
         async with self.database.connection() as tx:
             await room_imports.write_servers(tx, room.nid, servers)
-        placed = await self._place(room, join, numbers)
         of_ours = {
             key: StoredEvent(numbers.events[pdu.event_id], pdu)
             for key, pdu in joined.state.items()
             if key[0] == "m.room.member" and server_of_member(key[1]) == self.server_name
         }
-        placed = replace(placed, changes={**of_ours, join.key: StoredEvent(placed.nid, join)})
-        try:
-            await self.persister.append(room.room_id, _only_at(0, [placed]), joining=True)
-        except _Moved:
-            raise RoomIsHere from None
+        for _ in range(MAX_ROUNDS):
+            placed = await self._place(room, join, numbers)
+            placed = replace(placed, changes={**of_ours, join.key: StoredEvent(placed.nid, join)})
+            try:
+                await self.persister.append(room.room_id, _only_at(0, [placed]), joining=True)
+            except _Moved:
+                raise RoomIsHere from None
+            except EventsStored:
+                continue
+            return
+        raise _too_busy()
 
     async def _come_back(self, room: RoomRef, join: Pdu, joined: JoinedState) -> None:
         """Store what has become of a room since this server left it.
@@ -163,16 +167,16 @@ class JoinImports:
         """
         numbers = await self._store_events(room, join, joined)
         for _ in range(MAX_ROUNDS):
-            head = await self.persister.consider(room.room_id, _itself)
+            head = await self.persister.newest_head(room.room_id)
             seq, extremities = head.seq, frozenset(one.event_id for one in head.extremities)
             marker = await self._marker(
                 room, join, seq, await self._changes_since(room, seq, joined, numbers)
             )
             placed = replace(await self._place(room, join, numbers), covers=extremities)
-            with suppress(_Moved):
+            with suppress(_Moved, EventsStored):
                 await self.persister.append(room.room_id, _only_at(seq, [marker, placed]))
                 return
-        raise Unavailable("the room is too busy; try again")
+        raise _too_busy()
 
     async def _changes_since(
         self, room: RoomRef, seq: int, joined: JoinedState, numbers: _Numbers
@@ -220,14 +224,21 @@ class JoinImports:
         )
 
     async def _place(self, room: RoomRef, join: Pdu, numbers: _Numbers) -> Placed:
-        """The place of the join: after a gap, for what came before it is not here."""
+        """The place of the join: after a gap, for what came before it is not here.
+
+        Raises RoomIsHere where the join has its place already.
+        """
         nids = NidBlocks(self.database)
         await nids.reserve(1)
         async with self.database.connection() as tx:
-            places = await stored_places.load(tx, room.nid, join.prev_events)
+            places = await stored_places.load(tx, room.nid, [join.event_id, *join.prev_events])
+        known = places.pop(join.event_id, None)
+        if known is not None and not known.is_outlier:
+            raise RoomIsHere
         return Placed(
             join,
-            nids.take(),
+            nids.take() if known is None else known.nid,
+            is_promoted=known is not None,
             flags=EventFlag.GAP,
             auth_nids=tuple(numbers.events[event_id] for event_id in join.auth_events),
             prev_nids=tuple(place.nid for place in places.values()),
@@ -248,10 +259,8 @@ class JoinImports:
                 texts.add(pdu.state_key)
                 if pdu.type == "m.room.member":
                     texts.add(server_of_member(pdu.state_key))
-        atoms = await _numbers_of(self.dictionaries.atoms, texts)
-        types = await _numbers_of(
-            self.dictionaries.event_types, {join.type, *(pdu.type for pdu in pdus.values())}
-        )
+        atoms = await self.dictionaries.atoms.nids(texts)
+        types = await self.dictionaries.event_types.nids({join.type, *(pdu.type for pdu in pdus.values())})
         async with self.database.connection() as tx:
             places = await stored_places.load(tx, room.nid, list(pdus))
         nids = NidBlocks(self.database)
@@ -270,8 +279,8 @@ class JoinImports:
         return _Numbers(events, types, atoms)
 
 
-def _itself(head: RoomHead) -> RoomHead:
-    return head
+def _too_busy() -> Unavailable:
+    return Unavailable("the room is too busy; try again")
 
 
 def _only_at(seq: int, additions: Sequence[Placed]) -> Decision:
@@ -297,15 +306,6 @@ def _outliers(pdus: Iterable[Pdu], nids: Mapping[EventId, int]) -> list[Outlier]
         )
         for pdu in pdus
     ]
-
-
-async def _numbers_of(dictionary: Dictionary, texts: Iterable[str]) -> dict[str, int]:
-    """The numbers of texts, which are added a few at a time: others may want to add the same."""
-    found: dict[str, int] = {}
-    ordered = sorted(texts)
-    for start in range(0, len(ordered), TEXTS_AT_ONCE):
-        found |= await dictionary.nids(ordered[start : start + TEXTS_AT_ONCE])
-    return found
 
 
 def _tell_refused(room: RoomRef, outcomes: Iterable[Pdu | RefusedPdu]) -> None:

@@ -20,7 +20,7 @@ from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import RoomId, ServerName, parse_room_id, server_name_of
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.clock import Clock
-from homeserver.services.incoming_events import IncomingEvents
+from homeserver.services.incoming_events import IncomingEvents, TooManyWait
 from homeserver.services.out_of_band import OutOfBand
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
 from homeserver.services.server_access import ServerAccess
@@ -155,7 +155,12 @@ class ReceivedTransactions:
             else:
                 await self.out_of_band.withdrawn(outcome)
         if verified:
-            await self.incoming.receive(origin, room.ref, verified, wait=not room.is_resident)
+            try:
+                await self.incoming.receive(origin, room.ref, verified, wait=not room.is_resident)
+            except TooManyWait:
+                log.warning("events from %s are not taken: too many wait in %s", origin, room.ref.room_id)
+                too_many: JsonObject = {"error": "too many events wait in the room"}
+                answers.update({pdu.event_id: too_many for pdu in verified})
 
 
 def _list(content: JsonObject, name: str) -> list[Any]:

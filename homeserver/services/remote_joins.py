@@ -23,6 +23,7 @@ from federation.outbound.signed_client import (
     InvalidResponse,
     RequestRefused,
     SignedClient,
+    Unreachable,
 )
 from homeserver.errors import (
     BadGateway,
@@ -52,12 +53,13 @@ from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.clock import Clock
 from homeserver.services.event_building import as_answer
 from homeserver.services.federation_failures import WITHOUT_ANSWER
+from homeserver.services.federation_sending import FederationSending
 from homeserver.services.history_fetching import HistoryFetching
 from homeserver.services.incoming_events import IncomingEvents
 from homeserver.services.join_imports import JoinImports, RoomIsHere
 from homeserver.services.own_keys import OwnKeys
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
-from storage import memberships, room_imports, shared_rooms
+from storage import memberships, room_imports, room_servers, shared_rooms
 from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.nids import NidBlocks
@@ -102,6 +104,7 @@ class RemoteJoins:
         imports: JoinImports,
         incoming: IncomingEvents,
         history: HistoryFetching,
+        sending: FederationSending,
         own: OwnKeys,
         clock: Clock,
     ) -> None:
@@ -112,6 +115,7 @@ class RemoteJoins:
         self._imports = imports
         self._incoming = incoming
         self._history = history
+        self._sending = sending
         self._own = own
         self._clock = clock
         self._nids = NidBlocks(database)
@@ -165,6 +169,9 @@ class RemoteJoins:
     async def _join(self, wanted: PendingJoin) -> EventId:
         user_id, room_id, content = wanted.user_id, wanted.room_id, wanted.content
         candidates = await self._candidates(room_id, wanted.servers)
+        own_nid = await self._dictionaries.atoms.nid(self._own.server_name)
+        async with self._database.connection() as tx:
+            left_at = await room_servers.left_at(tx, room_id, own_nid)
         failures: list[FederationError] = []
         started, left_s = _now(), MAKE_JOIN_PATIENCE_S
         for number, server_name in enumerate(candidates):
@@ -175,6 +182,8 @@ class RemoteJoins:
             try:
                 try:
                     template = await self._template(server_name, user_id, room_id, content, limit_s)
+                    if left_at is not None and await self._deliver(server_name, left_at, limit_s):
+                        template = await self._template(server_name, user_id, room_id, content, limit_s)
                 finally:
                     left_s -= _now() - asked
                 return await self._join_through(template, wanted)
@@ -184,6 +193,17 @@ class RemoteJoins:
                     raise final from None
                 failures.append(error)
         raise _answer(room_id, failures)
+
+    async def _deliver(self, server_name: ServerName, left_at: int, limit_s: float) -> bool:
+        """Let a server know all that we did before we left a room: only then it can tell what the room is.
+
+        False where it knew. Raises FederationError where it does not take it.
+        """
+        if self._sending.has_got_all(server_name, left_at):
+            return False
+        if not await self._sending.deliver(server_name, left_at, limit_s):
+            raise Unreachable(server_name, "it has not got what was sent before this server left the room")
+        return True
 
     async def _candidates(self, room_id: RoomId, servers: Iterable[str]) -> list[ServerName]:
         """The servers to ask, in that order."""
@@ -295,7 +315,7 @@ class RemoteJoins:
     async def _shared(self, room_id: RoomId) -> SharedRoom | None:
         own_nid = await self._dictionaries.atoms.nid(self._own.server_name)
         async with self._database.connection() as tx:
-            return (await shared_rooms.find(tx, [room_id], own_nid)).get(room_id)
+            return await shared_rooms.find_one(tx, room_id, own_nid)
 
     async def _take_lease(self, room: RoomRef, wanted: PendingJoin) -> None:
         give_up = _now() + PATIENCE_S

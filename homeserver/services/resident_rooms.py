@@ -175,7 +175,7 @@ class ResidentRooms:
         """A room that this server is in, and the other one may take part in."""
         own_nid = await self._dictionaries.atoms.nid(self._server_name)
         async with self._database.connection() as tx:
-            room = (await shared_rooms.find(tx, [room_id], own_nid)).get(room_id)
+            room = await shared_rooms.find_one(tx, room_id, own_nid)
         if room is None or not room.is_resident:
             raise _not_here(room_id)
         await self._access.check_acl(origin, room_id)

@@ -1,0 +1,89 @@
+"""Rooms that this server left and enters again: what it sent before counts, what comes meanwhile waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.client_api.rooms import room_path
+from tests.clients import Client
+from tests.federation.peers import Answer, Asked, Peer, error_answer
+from tests.federation.played_rooms import PlayedRoom, send, user_of
+from tests.federation.test_gaps import until
+from tests.federation.test_remote_joins import answer_of, comes, join_by, joined, members
+from tests.servers import RunningServer, unique_name
+
+FETCHING = ("get_missing_events", "state_ids", "state", "event", "event_auth")
+
+
+async def leave(client: Client, room: PlayedRoom) -> None:
+    assert (await client.post(room_path(room.room_id, "leave"), {})).status == 200
+
+
+async def until_known(room: PlayedRoom, client: Client, membership: str) -> None:
+    """Wait until the peers know what a user of ours is."""
+
+    async def is_known() -> bool:
+        member = room.state.get(("m.room.member", client.user_id))
+        return member is not None and room.events[member].membership == membership
+
+    await until(is_known)
+
+
+@pytest.mark.parametrize("gives_events", [True, False])
+async def test_events_that_come_while_a_room_is_joined_again_wait(
+    here: RunningServer, peer: Peer, alice: Client, gives_events: bool
+) -> None:
+    room = PlayedRoom.new([peer])
+    await joined(alice, room)
+    await leave(alice, room)
+    await until_known(room, alice, "leave")
+    room.event(user_of(peer, "tea"), "m.room.message", {"body": "while you were away"})
+    placed_early = []
+
+    async def early(asked: Asked) -> Answer:
+        join = room.add(room.parsed(asked.content))
+        message = room.event(user_of(peer, "tea"), "m.room.message", {"body": "welcome back"})
+        assert (await send(here, peer, [message])).body == {"pdus": {message.event_id: {}}}
+        placed_early.extend(room.requests("get_missing_events"))
+        return answer_of(room, join)
+
+    room.answers["send_join"] = early
+    if not gives_events:
+        for name in FETCHING:
+            room.answers[name] = lambda _: error_answer(403, "M_FORBIDDEN")
+    answer = await join_by(alice, room.room_id, peer.name)
+
+    assert answer.status == 200
+    assert placed_early == []
+    assert await comes(alice, room, "welcome back")
+    assert await members(alice, room) == {alice.user_id, user_of(peer, "tea")}
+
+
+async def test_prom_conv_what_was_done_before_we_left_is_known_before_we_come_back(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    carol = await here.nobody.register(unique_name("carol"))
+    await joined(alice, room)
+    assert (await join_by(carol, room.room_id)).status == 200
+    await until_known(room, carol, "join")
+    room.fail("send")
+    await leave(carol, room)
+    await leave(alice, room)
+    async with asyncio.TaskGroup() as tasks:
+        coming_back = tasks.create_task(join_by(alice, room.room_id, peer.name))
+        await until(lambda: has_been_asked(room))
+        del room.answers["send"]
+
+    assert coming_back.result().status == 200
+    assert len(room.requests("make_join")) == 3, "what is proposed before the peer knows all is of no use"
+    assert room.events[room.state["m.room.member", carol.user_id]].membership == "leave"
+    assert await members(alice, room) == {alice.user_id, user_of(peer, "tea")}
+    assert room.room_id not in (await carol.sync())["rooms"].get("join", {})
+
+
+async def has_been_asked(room: PlayedRoom) -> bool:
+    """Whether a second join was asked for."""
+    return len(room.requests("make_join")) > 1
