@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
@@ -13,14 +12,6 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS
 from storage.database import Transaction
 from storage.event_codec import CODEC, decode_event, encode_event
 from storage.room_heads import RoomRef
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingPdu:
-    """An event that waits, and the server that sent it."""
-
-    pdu: Pdu
-    origin: ServerName
 
 
 async def add(tx: Transaction, room_nid: int, origin: ServerName, pdus: Sequence[Pdu], recv_ts: int) -> None:
@@ -41,18 +32,18 @@ async def add(tx: Transaction, room_nid: int, origin: ServerName, pdus: Sequence
     )
 
 
-async def oldest(tx: Transaction, room: RoomRef, limit: int) -> list[WaitingPdu]:
-    """The events of a room that wait longest, in the order of their arrival."""
+async def oldest(tx: Transaction, room: RoomRef, origin: ServerName, limit: int) -> list[Pdu]:
+    """The events that a server sent for a room and that wait longest, in the order of their arrival."""
     rows = await tx.fetch(
-        "SELECT event_id, origin, json FROM waiting_pdus WHERE room_nid = $1 ORDER BY number LIMIT $2",
+        """
+        SELECT event_id, json FROM waiting_pdus WHERE room_nid = $1 AND origin = $2 ORDER BY number LIMIT $3
+        """,
         room.nid,
+        origin,
         limit,
     )
     return [
-        WaitingPdu(
-            stored_pdu(room.room_id, decode_event_id(row["event_id"]), decode_event(CODEC, row["json"])),
-            ServerName(row["origin"]),
-        )
+        stored_pdu(room.room_id, decode_event_id(row["event_id"]), decode_event(CODEC, row["json"]))
         for row in rows
     ]
 
@@ -73,13 +64,21 @@ async def counts(tx: Transaction, room_nid: int, origin: ServerName) -> tuple[in
     return waiting, of_server
 
 
-async def rooms(tx: Transaction) -> list[RoomRef]:
-    """The rooms in which events wait."""
+async def queues(tx: Transaction, room_nid: int | None) -> list[tuple[RoomRef, ServerName]]:
+    """In which rooms events of which servers wait; `room_nid`: only in this one."""
     rows = await tx.fetch(
-        "SELECT nid, room_id, version FROM rooms WHERE nid IN (SELECT room_nid FROM waiting_pdus)"
+        """
+        SELECT nid, room_id, version, origin FROM rooms
+        JOIN (SELECT DISTINCT room_nid, origin FROM waiting_pdus WHERE $1::bigint IS NULL OR room_nid = $1)
+            AS waiting ON waiting.room_nid = nid
+        """,
+        room_nid,
     )
     return [
-        RoomRef(row["nid"], RoomId(row["room_id"]), ROOM_VERSIONS[row["version"]])
+        (
+            RoomRef(row["nid"], RoomId(row["room_id"]), ROOM_VERSIONS[row["version"]]),
+            ServerName(row["origin"]),
+        )
         for row in rows
         if row["version"] in ROOM_VERSIONS
     ]

@@ -16,9 +16,11 @@ from homeserver.protocol.identifiers import EventId, ServerName
 from homeserver.server_policy import ServerPolicy
 from homeserver.services.clock import Clock
 from homeserver.services.destinations import Destinations
+from homeserver.services.event_intake import EventIntake
 from homeserver.services.federation_sending import FederationSending
 from homeserver.services.fetched_history import FetchedHistory
 from homeserver.services.fork_states import ForkStates
+from homeserver.services.gap_filling import GapFilling
 from homeserver.services.history_fetching import HistoryFetching
 from homeserver.services.history_for_servers import HistoryForServers
 from homeserver.services.incoming_events import IncomingEvents
@@ -121,7 +123,9 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
     forks = ForkStates(database, dictionaries, graphs)
     served = ServedEvents(database, graphs, outgoing)
     missing = MissingEvents(database, client, gate, Outliers(database, dictionaries, clock), forks)
-    incoming = IncomingEvents(database, dictionaries, persister, forks, missing, config.server_name, clock)
+    intake = EventIntake(database, dictionaries, persister, forks, config.server_name)
+    gaps = GapFilling(database, persister, intake, missing, config.server_name)
+    incoming = IncomingEvents(database, dictionaries, persister, intake, gaps, config.server_name, clock)
     history = HistoryFetching(
         database,
         dictionaries,

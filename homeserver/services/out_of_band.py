@@ -18,7 +18,7 @@ import orjson
 
 from federation.outbound import room_requests
 from federation.outbound.signed_client import FederationError, SignedClient
-from homeserver.errors import Forbidden, IncompatibleRoomVersion, InvalidParam
+from homeserver.errors import Forbidden, IncompatibleRoomVersion, InvalidParam, Unavailable
 from homeserver.protocol.errors import (
     InvalidEvent,
     InvalidIdentifier,
@@ -58,6 +58,8 @@ VERSION_OF_V1: Final = "1"
 """What the first version of the endpoint means by a room, unless we know better."""
 MAX_ASKED: Final = 3
 """How many servers are asked to pass on that an invite is rejected."""
+MAX_OVERTAKEN: Final = 3
+"""So often what a user is in a room may change while an invite is rejected."""
 LEAVE_PATIENCE_S: Final = 40.0
 """How long they may take together, while the user waits."""
 
@@ -164,22 +166,32 @@ class OutOfBand:
         except ProtocolError as error:
             raise InvalidParam(f"invite_room_state: {error}") from None
 
-    async def withdrawn(self, pdu: Pdu) -> bool:
+    def may_be_withdrawal(self, event: Any) -> bool:
+        """Whether an event, nothing of which is checked, may end an invite of one of our users."""
+        content = event.get("content") if isinstance(event, dict) else None
+        return (
+            isinstance(content, dict)
+            and event.get("type") == "m.room.member"
+            and content.get("membership") in ("leave", "ban")
+            and _is_user_of(event.get("state_key"), self.own.server_name)
+        )
+
+    async def withdrawn(self, pdu: Pdu) -> None:
         """Take a verified event of a room that we are not in, if it ends an invite that came out-of-band.
 
         That is only for the one who invited to do: it removes or bans the user, and cites the invite.
         """
-        is_end = pdu.type == "m.room.member" and pdu.membership in ("leave", "ban")
-        if not is_end or pdu.state_key is None or not pdu.state_key.endswith(f":{self.own.server_name}"):
-            return False
+        if not self.may_be_withdrawal(pdu.json):
+            return
+        assert pdu.state_key is not None
         user_nid = await self.store.user_nid(UserId(pdu.state_key))
         standing = None if user_nid is None else await self._standing(pdu.room_id, user_nid)
         if standing is None or standing.is_resident or standing.membership is not Membership.INVITE:
-            return False
+            return
         invite = standing.event
         if invite is None or pdu.sender != invite.sender or invite.event_id not in pdu.auth_events:
-            return False
-        return await self._save(
+            return
+        await self._save(
             OutOfBandEvent(
                 standing.room.version, pdu, Membership.of(pdu.membership), expected=standing.event_nid
             )
@@ -197,31 +209,33 @@ class OutOfBand:
 
         Servers that may be in the room are asked to pass it on. Where none does, the user is free of the
         invite all the same. None where it is for the room's own state to change. Raises BadJson and TooLarge
-        for a content that no event can have.
+        for a content that no event can have, Unavailable where something else happens to the user meanwhile.
         """
-        standing = await self.standing(user_id, room_id)
-        if standing is None or standing.event is None or standing.membership is None:
-            return None
-        if standing.is_ours and not standing.out_of_band:
-            return None
-        if standing.membership is Membership.LEAVE and standing.out_of_band:
-            return standing.event.event_id
-        if standing.membership not in (Membership.INVITE, Membership.KNOCK):
-            return None
-        try:
-            alone = self._leave_alone(user_id, standing.event, standing.room.version, content)
-        except ProtocolError as error:
-            raise as_answer(error) from None
-        leave = await self._leave_elsewhere(user_id, standing, content)
-        event = OutOfBandEvent(
-            standing.room.version,
-            leave or alone,
-            Membership.LEAVE,
-            expected=standing.event_nid,
-            is_unsigned=leave is None,
-        )
-        await self._save(event)
-        return event.pdu.event_id
+        for _ in range(MAX_OVERTAKEN):
+            standing = await self.standing(user_id, room_id)
+            if standing is None or standing.event is None or standing.membership is None:
+                return None
+            if standing.is_ours and not standing.out_of_band:
+                return None
+            if standing.membership is Membership.LEAVE and standing.out_of_band:
+                return standing.event.event_id
+            if standing.membership not in (Membership.INVITE, Membership.KNOCK):
+                return None
+            try:
+                alone = self._leave_alone(user_id, standing.event, standing.room.version, content)
+            except ProtocolError as error:
+                raise as_answer(error) from None
+            leave = await self._leave_elsewhere(user_id, standing, content)
+            event = OutOfBandEvent(
+                standing.room.version,
+                leave or alone,
+                Membership.LEAVE,
+                expected=standing.event_nid,
+                is_unsigned=leave is None,
+            )
+            if await self._save(event):
+                return event.pdu.event_id
+        raise Unavailable("your membership in this room changes all the time; try again")
 
     async def _leave_elsewhere(self, user_id: UserId, standing: Standing, content: JsonObject) -> Pdu | None:
         """The leave that another server has taken into the room; None where none does in time."""

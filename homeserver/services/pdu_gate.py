@@ -9,6 +9,7 @@ received events".
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,6 +26,12 @@ from homeserver.protocol.signing import (
 )
 from homeserver.services.server_keys import KeyRing
 
+log = logging.getLogger(__name__)
+
+PUSHED_PATIENCE_S: Final = 35.0
+"""How long a server that pushes events waits for keys; what they have not come for is refused."""
+SERVERS_AT_ONCE: Final = 100
+"""For one answer of a server the keys of so many others are asked for at once."""
 VERIFIED_HERE: Final = 20
 """So many events are checked without leaving the event loop: one takes about 70 µs."""
 
@@ -85,37 +92,52 @@ class PduGate:
         content hash does not fit comes out redacted. The keys that are needed are fetched, of all servers
         at once; a server that does not answer spoils only what it has to sign. Raises Unavailable.
         """
+        patience_s = PUSHED_PATIENCE_S if pushed else None
         expected: Sequence[EventId | None] = [None] * len(events) if event_ids is None else event_ids
         if len(events) <= VERIFIED_HERE:
             parsed = _parse(version, events, expected, pushed=pushed)
-            keys = await self._keys(_wanted(version, parsed))
+            keys = await self._keys(_wanted(version, parsed), patience_s)
             return _verify(version, parsed, keys)
         parsed = await asyncio.to_thread(_parse, version, events, expected, pushed=pushed)
-        keys = await self._keys(await asyncio.to_thread(_wanted, version, parsed))
+        keys = await self._keys(await asyncio.to_thread(_wanted, version, parsed), patience_s)
         return await asyncio.to_thread(_verify, version, parsed, keys)
 
-    async def _keys(self, wanted: Mapping[ServerName, _Wanted]) -> dict[ServerName, ServerKeys]:
+    async def _keys(
+        self, wanted: Mapping[ServerName, _Wanted], patience_s: float | None
+    ) -> dict[ServerName, ServerKeys]:
+        turns = asyncio.Semaphore(SERVERS_AT_ONCE)
+
+        async def keys_of(server_name: ServerName, of_server: _Wanted) -> ServerKeys:
+            async with turns:
+                return await self._keys_of(server_name, of_server, give_up)
+
+        give_up = None if patience_s is None else asyncio.get_running_loop().time() + patience_s
         try:
             async with asyncio.TaskGroup() as tasks:
                 found = {
-                    server_name: tasks.create_task(self._keys_of(server_name, of_server))
+                    server_name: tasks.create_task(keys_of(server_name, of_server))
                     for server_name, of_server in wanted.items()
                 }
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         return {server_name: task.result() for server_name, task in found.items()}
 
-    async def _keys_of(self, server_name: ServerName, wanted: _Wanted) -> ServerKeys:
+    async def _keys_of(self, server_name: ServerName, wanted: _Wanted, give_up: float | None) -> ServerKeys:
         """The keys of a server: those that are known, and after asking for what is missing.
 
         Whom we ask next, a notary say, may know the older keys that the server itself has forgotten.
+        `give_up`: the time of the event loop at which what is known has to do.
         """
         keys = await self.key_ring.keys_for(server_name, (), 0)
-        for _ in range(2):
-            key_ids, newest = wanted.without_key(keys)
-            if not key_ids:
-                break
-            keys = await self.key_ring.keys_for(server_name, key_ids, newest)
+        try:
+            async with asyncio.timeout_at(give_up):
+                for _ in range(2):
+                    key_ids, newest = wanted.without_key(keys)
+                    if not key_ids:
+                        break
+                    keys = await self.key_ring.keys_for(server_name, key_ids, newest)
+        except TimeoutError:
+            log.info("the keys of %s take too long to be had", server_name)
         return keys
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,7 +16,8 @@ import orjson
 
 from homeserver.errors import BadJson, InvalidParam, Unavailable
 from homeserver.metrics import Metrics
-from homeserver.protocol.errors import InvalidIdentifier
+from homeserver.protocol.errors import InvalidIdentifier, ProtocolError
+from homeserver.protocol.event_hashes import event_id_of
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import RoomId, ServerName, parse_room_id, server_name_of
 from homeserver.protocol.strict_json import JsonObject
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 MAX_PDUS: Final = 50
 MAX_EDUS: Final = 100
 MAX_TXN_ID_CHARS: Final = 255
+ACL_FORBIDS: Final = "the room's server ACL forbids it"
 ORIGIN_PATIENCE_S: Final = 30.0
 """How long a transaction waits for an earlier one of the same server."""
 
@@ -74,22 +77,28 @@ class ReceivedTransactions:
         if len(pdus) > MAX_PDUS or len(edus) > MAX_EDUS:
             raise InvalidParam(f"a transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs")
         if len(txn_id) > MAX_TXN_ID_CHARS or "\0" in txn_id:
-            raise InvalidParam("this is no transaction ID")
+            raise InvalidParam(f"the transaction ID has more than {MAX_TXN_ID_CHARS} characters, or a NUL")
         if content.get("origin", origin) != origin:
-            raise InvalidParam("origin is not the server that signed the request")
-        self.metrics.edus_dropped.add({}, len(edus))  # there is no kind of EDU yet that is understood here
+            raise InvalidParam(f"origin is not {origin}, which signed the request")
         if not pdus:
+            self._drop(edus)
             return b'{"pdus":{}}'
-        return await self._running.do((origin, txn_id), lambda: self._receive(origin, txn_id, pdus))
+        return await self._running.do((origin, txn_id), lambda: self._receive(origin, txn_id, pdus, edus))
 
-    async def _receive(self, origin: ServerName, txn_id: str, pdus: Sequence[Any]) -> bytes:
+    def _drop(self, edus: Sequence[Any]) -> None:
+        """Count EDUs: there is no kind of them yet that is understood here."""
+        self.metrics.edus_dropped.add({}, len(edus))
+
+    async def _receive(
+        self, origin: ServerName, txn_id: str, pdus: Sequence[Any], edus: Sequence[Any]
+    ) -> bytes:
         turn = self._turns.setdefault(origin, _Turn())
         turn.waiting += 1
         try:
             async with asyncio.timeout(ORIGIN_PATIENCE_S):
                 await turn.lock.acquire()
             try:
-                return await self._take(origin, txn_id, pdus)
+                return await self._take(origin, txn_id, pdus, edus)
             finally:
                 turn.lock.release()
         except TimeoutError:
@@ -99,11 +108,12 @@ class ReceivedTransactions:
             if not turn.waiting:
                 del self._turns[origin]
 
-    async def _take(self, origin: ServerName, txn_id: str, pdus: Sequence[Any]) -> bytes:
+    async def _take(self, origin: ServerName, txn_id: str, pdus: Sequence[Any], edus: Sequence[Any]) -> bytes:
         async with self.database.connection() as tx:
             known = await received_transactions.find(tx, origin, txn_id)
         if known is not None:
             return known
+        self._drop(edus)
         answers: dict[str, JsonObject] = {}
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -123,44 +133,67 @@ class ReceivedTransactions:
 
         Raises Unavailable when they have to be sent again.
         """
+        own_nid = await self.dictionaries.atoms.nid(self.server_name)
+        async with self.database.connection() as tx:
+            room = await shared_rooms.find_one(tx, room_id, own_nid)
+        if room is None:  # without its version the events have no IDs to answer by
+            log.info(
+                "%d events of room %s from %s are left out: it is not known", len(events), room_id, origin
+            )
+            return
         try:
-            own_nid = await self.dictionaries.atoms.nid(self.server_name)
-            async with self.database.connection() as tx:
-                room = await shared_rooms.find_one(tx, room_id, own_nid)
-            if room is not None:
-                await self._take_events(origin, room, events, answers)
+            await self._take_events(origin, room, events, answers)
         except Unavailable:
             raise
         except Exception:
             log.exception("the events of room %s from %s cannot be taken", room_id, origin)
+            answers |= _all_failed(room, events, "the server cannot take the events of this room")
 
     async def _take_events(
         self, origin: ServerName, room: SharedRoom, events: Sequence[Any], answers: dict[str, JsonObject]
     ) -> None:
-        verified: list[Pdu] = []
+        room_id = room.ref.room_id
+        acl = await self.access.acl(room_id)
+        if acl is not None and not acl.allows(origin):
+            log.info("events of room %s from %s are refused: %s", room_id, origin, ACL_FORBIDS)
+            answers |= _all_failed(room, events, ACL_FORBIDS)
+            return
         is_in = room.is_resident or room.is_joining
-        acl = await self.access.acl(room.ref.room_id)
+        if not is_in:
+            log.info("events of room %s from %s are left out: this server is not in it", room_id, origin)
+            events = [event for event in events if self.out_of_band.may_be_withdrawal(event)]
+        verified: list[Pdu] = []
         for outcome in await self.gate.verify(room.ref.version, events, pushed=True):
             if isinstance(outcome, RefusedPdu):
-                log.info("an event from %s is refused: %s", origin, outcome.reason)
+                reason = outcome.reason
                 if outcome.event_id is not None:
-                    answers[outcome.event_id] = {"error": outcome.reason}
-                continue
-            if acl is not None and not (acl.allows(origin) and acl.allows(server_name_of(outcome.sender))):
-                answers[outcome.event_id] = {"error": "the room's server ACL forbids it"}
-                continue
-            answers[outcome.event_id] = {}
-            if is_in:
-                verified.append(outcome)
+                    answers[outcome.event_id] = {"error": reason}
+                log.info("%s in room %s from %s is refused: %s", outcome.event_id, room_id, origin, reason)
+            elif acl is not None and not acl.allows(server_name_of(outcome.sender)):
+                answers[outcome.event_id] = {"error": ACL_FORBIDS}
+                log.info("%s in room %s from %s: %s", outcome.event_id, room_id, origin, ACL_FORBIDS)
             else:
-                await self.out_of_band.withdrawn(outcome)
-        if verified:
+                answers[outcome.event_id] = {}
+                verified.append(outcome)
+        if not is_in:
+            for pdu in verified:
+                await self.out_of_band.withdrawn(pdu)
+        elif verified:
             try:
                 await self.incoming.receive(origin, room.ref, verified, wait=not room.is_resident)
-            except TooManyWait:
-                log.warning("events from %s are not taken: too many wait in %s", origin, room.ref.room_id)
+            except TooManyWait as error:
+                log.warning("events from %s are not taken: %s", origin, error)
                 too_many: JsonObject = {"error": "too many events wait in the room"}
                 answers.update({pdu.event_id: too_many for pdu in verified})
+
+
+def _all_failed(room: SharedRoom, events: Iterable[Any], reason: str) -> dict[str, JsonObject]:
+    """An error for each of some events that have an ID, unverified as they are."""
+    answers: dict[str, JsonObject] = {}
+    for event in events:
+        with suppress(ProtocolError):
+            answers[event_id_of(room.ref.version, event)] = {"error": reason}
+    return answers
 
 
 def _list(content: JsonObject, name: str) -> list[Any]:
@@ -169,7 +202,7 @@ def _list(content: JsonObject, name: str) -> list[Any]:
     if found is None:
         return []
     if not isinstance(found, list):
-        raise BadJson(f"{name} is no list")
+        raise BadJson(f"{name} has to be a list")
     return found
 
 

@@ -55,11 +55,11 @@ from homeserver.services.event_building import as_answer
 from homeserver.services.federation_failures import WITHOUT_ANSWER
 from homeserver.services.federation_sending import FederationSending
 from homeserver.services.history_fetching import HistoryFetching
-from homeserver.services.incoming_events import IncomingEvents
+from homeserver.services.incoming_events import IncomingEvents, TooManyWait
 from homeserver.services.join_imports import JoinImports, RoomIsHere
 from homeserver.services.own_keys import OwnKeys
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
-from storage import memberships, room_imports, room_servers, shared_rooms
+from storage import memberships, room_imports, room_servers, shared_rooms, stored_places
 from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.nids import NidBlocks
@@ -80,6 +80,8 @@ LEASE_MS: Final = 60 * 1000
 LEASE_RENEWAL_S: Final = 20.0
 PATIENCE_S: Final = 120.0
 """How long to wait for somebody else who joins the same room."""
+PLACING_PATIENCE_S: Final = 30.0
+"""How long to wait until a join that others have taken has its place here."""
 LEASE_PAUSE_S: Final = 0.25
 
 
@@ -252,7 +254,7 @@ class RemoteJoins:
         if shared is not None and shared.is_resident:
             answer = await self._send(template)
             join = await self._accepted(template, answer)
-            await self._incoming.receive(template.server_name, shared.ref, [join], wait=False)
+            await self._place(template.server_name, shared.ref, join)
             return join.event_id
         await self._nids.reserve(1)
         new_nid = self._nids.take()
@@ -271,6 +273,28 @@ class RemoteJoins:
             return event_id
         finally:  # one that is cancelled, because the server stops, keeps its lease: it is to be finished
             self._incoming.resume(room)  # what came for the room meanwhile
+
+    async def _place(self, server_name: ServerName, room: RoomRef, join: Pdu) -> None:
+        """Give a join that others have taken its place in a room that we are in.
+
+        Raises Forbidden where the room refuses it as we know it; Unavailable while it waits for what it
+        builds on.
+        """
+        try:
+            await self._incoming.receive(server_name, room, [join], wait=False)
+        except TooManyWait as error:
+            raise Unavailable(f"{error}; try again") from None
+        give_up = _now() + PLACING_PATIENCE_S
+        while True:
+            async with self._database.connection() as tx:
+                place = (await stored_places.load(tx, room.nid, [join.event_id])).get(join.event_id)
+            if place is not None and place.is_refused:
+                raise Forbidden("the room does not let you in, as it is known here")
+            if place is not None and place.seq is not None:
+                return
+            if _now() > give_up:
+                raise Unavailable("your join waits for earlier events of the room; try again")
+            await asyncio.sleep(LEASE_PAUSE_S)
 
     async def _enter(self, room: RoomRef, template: _Template) -> EventId:
         """Take over a room that this server is not in. Raises FederationError, RoomIsHere."""

@@ -13,8 +13,8 @@ import pytest
 
 from federation.outbound import room_requests
 from homeserver.protocol.events import Pdu
-from homeserver.services import missing_events
-from homeserver.services.incoming_events import SERVERS_TO_ASK
+from homeserver.services import incoming_events, missing_events
+from homeserver.services.gap_filling import SERVERS_TO_ASK
 from homeserver.services.missing_events import EVENTS_AT_ONCE, MAX_ROUNDS, MAX_SERVERS
 from tests.clients import Client
 from tests.federation.peers import Answer, Asked, Authority, Peer, error_answer, json_answer, running_peer
@@ -163,6 +163,51 @@ async def test_sec_fed_4_a_room_asks_for_what_it_lacks_once_however_often_it_is_
         assert silence.requests == 1
         assert len(room.requests("get_missing_events")) == 1
     del room.answers["get_missing_events"]
+    await until(lambda: given_up(here, room))
+
+
+@pytest.mark.invariant("SEC-FED-4")
+async def test_sec_fed_4_many_events_behind_one_gap_ask_for_it_once(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    """Nobody gives what they lack, and they come in any order."""
+    room = PlayedRoom.new([peer])
+    await joined(alice, room)
+    tea = user_of(peer, "tea")
+    room.withhold(room.event(tea, "m.room.message", text("kept back")))
+    behind = [room.event(tea, "m.room.message", text(f"behind {number}")) for number in range(50)]
+    room.answers["get_missing_events"] = lambda _: json_answer({"events": []})
+    await send(here, peer, behind[::-1])
+    await until(lambda: given_up(here, room))
+    assert len(room.requests("get_missing_events")) == 1
+
+    room.handed_out.clear()
+    del room.answers["get_missing_events"]
+    await send(here, peer, behind)
+    await until_said(alice, room, "behind 0", "behind 49")
+    assert len(room.requests("get_missing_events")) == 2
+
+
+@pytest.mark.invariant("SEC-FED-2")
+async def test_sec_fed_2_a_gap_of_a_silent_server_holds_back_no_other_server_of_the_room(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming_events, "OTHERS_PATIENCE_S", 0.1)
+    tea, coffee = user_of(peer, "tea"), user_of(notary, "coffee")
+    room = PlayedRoom.new([peer, notary], members=[tea, coffee])
+    await joined(alice, room)
+    forks = room.heads
+    behind_silence = with_gap(room, "behind silence")
+    lost = room.event(coffee, "m.room.message", text("lost"), prev=forks)
+    behind_gap = room.event(coffee, "m.room.message", text("behind a gap"), prev=[lost])
+    async with silent(room, "get_missing_events") as silence:
+        answer = room.answers["get_missing_events"]
+        room.answers["get_missing_events"] = lambda asked: answer(asked) if asked.peer is peer else None
+        await send(here, peer, [behind_silence])
+        await silence.asked.wait()
+        await send(here, notary, [behind_gap])
+        await until_said(alice, room, "lost", "behind a gap")
+        assert not silence.over.is_set() and silence.requests == 1
     await until(lambda: given_up(here, room))
 
 

@@ -230,6 +230,19 @@ async def test_a_join_that_is_not_allowed_any_more_is_not_stored(
 
 
 @pytest.mark.invariant("SEC-AUTH-2")
+async def test_sec_auth_2_a_membership_without_prev_events_has_no_place(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room_id, user_id = await new_room(alice), user_of(peer, "bob")
+    template = (await make(here, peer, "join", room_id, user_id)).body
+    assert (await send(here, peer, "join", sealed(peer, template, prev_events=[]))).error == FORBIDDEN
+    await send(here, peer, "join", sealed(peer, template))
+    template = (await make(here, peer, "leave", room_id, user_id)).body
+    assert (await send(here, peer, "leave", sealed(peer, template, prev_events=[]))).error == FORBIDDEN
+    assert await membership_of(alice, room_id, user_id) == "join"
+
+
+@pytest.mark.invariant("SEC-AUTH-2")
 @MEMBERSHIPS
 @pytest.mark.parametrize(
     "changes",

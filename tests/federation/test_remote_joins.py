@@ -388,11 +388,30 @@ async def test_who_cannot_be_let_in_here_is_let_in_by_another_server(
     everybody = {user_of(peer, "tea"), alice.user_id, *(other.user_id for other in others)}
 
     assert [join.content[AUTHORISER] for join in joins] == [user_of(peer, "tea")] * 2
-    for _ in range(100):
-        if await members(alice, room) == everybody:
-            break
-        await asyncio.sleep(0.02)
     assert await members(alice, room) == everybody
+
+
+async def test_a_join_that_others_take_but_our_rules_refuse_is_none(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    """The peer names somebody who may not let others in."""
+    gate = await new_room(alice)
+    rules = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": gate}]}
+    tea, weak = user_of(peer, "tea"), user_of(peer, "weak")
+    room = PlayedRoom.new([peer], members=[tea, weak], power_levels={"invite": 50})
+    room.event(tea, "m.room.join_rules", rules, "")
+    await joined(alice, room)
+    other = await here.nobody.register(unique_name())
+    await other.join(gate)
+
+    def by_weak(asked: Asked) -> Answer:
+        content = {"membership": "join", AUTHORISER: weak}
+        event = room.event(other.user_id, "m.room.member", content, other.user_id, apart=True, signed_by=peer)
+        return json_answer({"room_version": room.version.version, "event": event.json})
+
+    room.answers["make_join"] = by_weak
+    assert (await join_by(other, room.room_id, peer.name)).error == (403, "M_FORBIDDEN")
+    assert await members(alice, room) == {tea, weak, alice.user_id}
 
 
 # -- what other servers answer

@@ -18,7 +18,7 @@ from storage.event_batch import EventBatch, NewEvent
 from storage.room_heads import RoomHead, RoomRef
 from tests.clients import Client, Response
 from tests.federation.homeservers import ask
-from tests.federation.peers import Peer
+from tests.federation.peers import KEY_LIST, Peer
 from tests.federation.played_rooms import V1, PlayedRoom, send, user_of
 from tests.federation.test_gaps import given_up, is_shown, until, until_said
 from tests.federation.test_remote_joins import joined, state_of
@@ -150,6 +150,24 @@ async def test_sec_fed_2_an_event_that_breaks_what_places_it_is_given_up(
     await until(lambda: given_up(here, room))
     assert not await is_shown(alice, room, poison)
     assert missing.event_id in poison.prev_events
+
+
+@pytest.mark.invariant("SEC-FED-3")
+async def test_sec_fed_3_nobody_is_asked_for_keys_for_a_server_that_the_acl_denies(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client
+) -> None:
+    tea, coffee = user_of(peer, "tea"), user_of(notary, "coffee")
+    room = PlayedRoom.new([peer, notary], members=[tea, coffee], power_levels={"events_default": 0})
+    await joined(alice, room)
+    denied = peer.name.rsplit(":", 1)[0]
+    acl = room.event(tea, "m.room.server_acl", {"allow": ["*"], "deny": [denied]}, "")
+    assert (await send(here, notary, [acl])).body == {"pdus": {acl.event_id: {}}}
+    unknown_key = {peer.name: {"ed25519:unknown": "A" * 86}}
+    event = room.event(tea, "m.room.message", text("denied"), signatures=unknown_key)
+    asked = peer.asked(KEY_LIST)
+    answer = (await send(here, peer, [event])).body
+    assert answer == {"pdus": {event.event_id: {"error": "the room's server ACL forbids it"}}}
+    assert peer.asked(KEY_LIST) == asked
 
 
 @pytest.mark.invariant("SEC-SIZE-1")

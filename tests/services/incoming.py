@@ -11,7 +11,9 @@ from typing import Any
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import RoomId
 from homeserver.services.access_tokens import Requester
+from homeserver.services.event_intake import EventIntake
 from homeserver.services.fork_states import ForkStates
+from homeserver.services.gap_filling import GapFilling
 from homeserver.services.incoming_events import IncomingEvents
 from storage import room_timeline
 from storage.auth_graphs import AuthGraphs
@@ -66,14 +68,11 @@ async def open_incoming(database_url: str) -> AsyncIterator[IncomingStore]:
     """A store that takes events for as long as the context lasts."""
     async with open_store(database_url) as store:
         forks = ForkStates(store.database, store.dictionaries, AuthGraphs(store.database))
+        intake = EventIntake(store.database, store.dictionaries, store.persister, forks, SERVER)
+        nobody: Any = NobodyElse()
+        gaps = GapFilling(store.database, store.persister, intake, nobody, SERVER)
         incoming = IncomingEvents(
-            store.database,
-            store.dictionaries,
-            store.persister,
-            forks,
-            NobodyElse(),  # type: ignore[arg-type]
-            SERVER,
-            now_ms,
+            store.database, store.dictionaries, store.persister, intake, gaps, SERVER, now_ms
         )
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(incoming.run())

@@ -1,0 +1,112 @@
+"""Closing the gap before an event that came: what it builds on is asked of other servers, and placed first.
+
+No room is locked while the network is asked. A gap that nobody closes may stay, and the events after it are
+placed on the state that another server tells.
+Source: Server-Server API, "Backfilling and retrieving missing events".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from homeserver.protocol.events import Pdu
+from homeserver.protocol.identifiers import EventId, ServerName
+from homeserver.services.event_intake import Blocked, EventIntake
+from homeserver.services.event_placement import MissingAuthEvents
+from homeserver.services.missing_events import MissingEvents
+from storage import memberships, stored_places
+from storage.database import Database
+from storage.persister import Persister
+from storage.room_heads import RoomRef
+
+log = logging.getLogger(__name__)
+
+SERVERS_TO_ASK: Final = 3
+
+
+@dataclass(frozen=True)
+class GapFilling:
+    """Fetches what events lack, and places them."""
+
+    database: Database
+    persister: Persister
+    intake: EventIntake
+    missing_events: MissingEvents
+    server_name: ServerName
+
+    async def fill(self, ref: RoomRef, pdu: Pdu, origin: ServerName) -> bool:
+        """Fetch what an event lacks, and place it; whether it has its place, or was refused, by now.
+
+        `origin`: who sent it. Raises UnknownRoom, Unavailable.
+        """
+        blocked = await self._place(ref, pdu)  # what was missing may have come meanwhile
+        if blocked is None:
+            return True
+        return await self._fill(ref, blocked, await self._servers(ref, origin)) is None
+
+    async def _fill(self, ref: RoomRef, blocked: Blocked, servers: Sequence[ServerName]) -> Blocked | None:
+        """Try to close the gap before an event, auth events first; what blocks it still, if anything."""
+        pdu = blocked.pdu
+        if isinstance(blocked.problem, MissingAuthEvents):
+            return await self._place_with_auth_events(ref, [pdu], servers)
+        async with self.database.connection() as tx:
+            gaps = await stored_places.are_missing(tx, ref.nid, blocked.problem.missing)
+        if gaps == blocked.problem.missing:  # it follows where a gap is already, such as that before our join
+            return await self._bridge(ref, blocked, [pdu], servers)
+        head = await self.persister.newest_head(ref.room_id)
+        earlier = await self.missing_events.before(ref, head, pdu, servers)
+        left = await self._place_with_auth_events(ref, [*earlier, pdu], servers)
+        if left is not None and not isinstance(left.problem, MissingAuthEvents):
+            left = await self._bridge(ref, left, earlier, servers)
+        return left
+
+    async def _place_with_auth_events(
+        self, ref: RoomRef, pdus: Sequence[Pdu], servers: Sequence[ServerName]
+    ) -> Blocked | None:
+        """Place events, fetching auth events that they lack; what blocks the last of them."""
+        asked: set[EventId] = set()
+        while True:
+            blocked = await self.intake.place(ref, pdus)
+            lacking = [
+                one
+                for one in blocked
+                if isinstance(one.problem, MissingAuthEvents) and one.pdu.event_id not in asked
+            ]
+            if not lacking:
+                return next((one for one in blocked if one.pdu is pdus[-1]), None)
+            for one in lacking:
+                asked.add(one.pdu.event_id)
+                await self.missing_events.auth_events(ref, one.pdu, one.problem.missing, servers)
+
+    async def _bridge(
+        self, ref: RoomRef, blocked: Blocked, earlier: Sequence[Pdu], servers: Sequence[ServerName]
+    ) -> Blocked | None:
+        """Leave a gap, and place the events after it on the state that another server tells.
+
+        `earlier`: events that were asked for, or the event itself where the gap is known. One that was pushed
+        does not bring a gap: whoever keeps back what it builds on could make it the room's one extremity.
+        """
+        for pdu in earlier:
+            still = await self._place(ref, pdu)
+            if still is None or isinstance(still.problem, MissingAuthEvents):
+                continue
+            missing = still.problem.missing
+            head = await self.persister.newest_head(ref.room_id)
+            before = await self.missing_events.state_before(ref, head, pdu, missing, servers)
+            if before is None:
+                return blocked
+            await self.intake.place_after_gap(ref, pdu, before, missing)
+        return await self._place(ref, blocked.pdu)
+
+    async def _place(self, ref: RoomRef, pdu: Pdu) -> Blocked | None:
+        return next(iter(await self.intake.place(ref, [pdu])), None)
+
+    async def _servers(self, ref: RoomRef, origin: ServerName) -> list[ServerName]:
+        """Whom to ask for what is missing: the one that sent the event, then others that are in the room."""
+        async with self.database.connection() as tx:
+            others = await memberships.servers_of(tx, ref.room_id, SERVERS_TO_ASK + 1)  # we may be among them
+        servers = [one for one in dict.fromkeys([origin, *others]) if one != self.server_name]
+        return servers[:SERVERS_TO_ASK]
