@@ -35,6 +35,8 @@ from storage.stored_places import StoredBody, StoredPlace
 REMEMBERED_ENTRIES: Final = 500_000
 """Of the whole states of rooms that have forked, all together."""
 REMEMBERED_BODIES: Final = 20_000
+REMEMBERED_DIFFERENCES: Final = 200_000
+"""Of the states that were resolved, and of what they came to, all together."""
 RESOLVED_HERE: Final = 200
 """A resolution that replays more events is computed in a thread."""
 ENTRIES_COMPARED_HERE: Final = 20_000
@@ -59,6 +61,15 @@ class _Trunk:
     entries: StateEntries
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What states come to, where a room has this trunk: the same for ever, once all their events are here."""
+
+    room_nid: int
+    now: int
+    overlays: frozenset[frozenset[tuple[Key, int]]]
+
+
 @dataclass(frozen=True)
 class ForkStates:
     """Reads the states of forks and resolves them. Takes connections by itself: hold none while asking."""
@@ -72,6 +83,9 @@ class ForkStates:
     """Events that resolutions have replayed. One that was redacted meanwhile says the same to the rules."""
     _trunks: BoundedCache[int, _Trunk] = field(
         default_factory=lambda: BoundedCache(REMEMBERED_ENTRIES), init=False, repr=False
+    )
+    _resolved: BoundedCache[_Question, StateEntries] = field(
+        default_factory=lambda: BoundedCache(REMEMBERED_DIFFERENCES), init=False, repr=False
     )
 
     async def after(self, places: Iterable[StoredPlace]) -> dict[int, ForkState]:
@@ -117,6 +131,11 @@ class ForkStates:
         first = overlays[0]
         if all(overlay == first for overlay in overlays[1:]):
             return first
+        question = None
+        if new is None:
+            question = _Question(room.nid, now, frozenset(frozenset(one.items()) for one in overlays))
+            if (known := self._resolved.get(question)) is not None:
+                return dict(known)
         trunk = await self._trunk(room.nid, now)
         nids = {nid for overlay in overlays for nid in overlay.values() if nid != REMOVED}
         nids.update(nid for overlay in overlays for key in overlay if (nid := trunk.entries.get(key)))
@@ -130,7 +149,10 @@ class ForkStates:
                 is_power_levels = (new.pdu.type, new.pdu.state_key) == POWER_LEVELS
                 graph.add(new.nid, new.auth_nids, is_power_levels=is_power_levels)
             work = _Resolution(self, room, trunk.entries, graph)
-            return await work.run(overlays, new)
+            resolved = await work.run(overlays, new)
+        if question is not None and not work.absent:
+            self._resolved.put(question, resolved, sum(map(len, overlays)) + len(resolved) + 1)
+        return dict(resolved)
 
     async def relative(self, room_nid: int, state: ForkState, now: int) -> StateEntries:
         """What differs in a state from trunk(now): 0 for a key that it lacks."""
