@@ -225,6 +225,7 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
             persister,
             stream,
             snapshots,
+            extremities,
             own_keys,
             federation_http,
             metrics,

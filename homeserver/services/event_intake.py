@@ -14,10 +14,11 @@ from weakref import WeakValueDictionary
 
 from homeserver.errors import Unavailable
 from homeserver.protocol.errors import NotAllowed
-from homeserver.protocol.events import Pdu
+from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName
 from homeserver.services.event_placement import Arrival, Arrivals, MissingParents, Verdict
 from homeserver.services.fork_states import ForkStates
+from homeserver.services.forward_extremities import ForwardExtremities
 from homeserver.services.missing_events import parents_first
 from storage import stored_places
 from storage.database import Database
@@ -47,6 +48,7 @@ class EventIntake:
     dictionaries: Dictionaries
     persister: Persister
     forks: ForkStates
+    extremities: ForwardExtremities
     server_name: ServerName
     _nids: NidBlocks = field(init=False, repr=False)
     _locks: WeakValueDictionary[RoomId, asyncio.Lock] = field(
@@ -116,6 +118,7 @@ class EventIntake:
             decision = Arrivals(
                 self.database, self.dictionaries, self.forks, self.server_name, arrivals[:at_once]
             )
+            await self._make_room(ref)
             try:
                 taken = await self.persister.append(ref.room_id, decision)
             except EventsStored as stored:
@@ -135,6 +138,12 @@ class EventIntake:
                 _tell_refused(ref, arrivals[: len(taken)])
                 arrivals = arrivals[len(taken) :]
         return blocked
+
+    async def _make_room(self, ref: RoomRef) -> None:
+        """See to it that an event can name all forward extremities, also after one that adds another."""
+        head = await self.persister.newest_head(ref.room_id)
+        if len(head.extremities) >= MAX_PREV_EVENTS:
+            await self.extremities.bring_together(ref.room_id)
 
     async def _not_placed(
         self, ref: RoomRef, arrivals: Iterable[Arrival], stored: Collection[EventId]

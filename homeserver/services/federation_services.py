@@ -20,6 +20,7 @@ from homeserver.services.event_intake import EventIntake
 from homeserver.services.federation_sending import FederationSending
 from homeserver.services.fetched_history import FetchedHistory
 from homeserver.services.fork_states import ForkStates
+from homeserver.services.forward_extremities import ForwardExtremities
 from homeserver.services.gap_filling import GapFilling
 from homeserver.services.history_fetching import HistoryFetching
 from homeserver.services.history_for_servers import HistoryForServers
@@ -84,6 +85,7 @@ class Ground:
     persister: Persister
     stream: Stream
     snapshots: StateSnapshots
+    extremities: ForwardExtremities
     own_keys: OwnKeys
     http: HttpClient
     metrics: Metrics
@@ -123,7 +125,7 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
     forks = ForkStates(database, dictionaries, graphs)
     served = ServedEvents(database, graphs, outgoing)
     missing = MissingEvents(database, client, gate, Outliers(database, dictionaries, clock), forks)
-    intake = EventIntake(database, dictionaries, persister, forks, config.server_name)
+    intake = EventIntake(database, dictionaries, persister, forks, ground.extremities, config.server_name)
     gaps = GapFilling(database, persister, intake, missing, config.server_name)
     incoming = IncomingEvents(database, dictionaries, persister, intake, gaps, config.server_name, clock)
     history = HistoryFetching(

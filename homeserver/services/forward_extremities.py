@@ -1,8 +1,9 @@
 """Bringing the forks of rooms together where nobody speaks who would: forks make each later event dearer.
 
 An event of ours names all forward extremities, so it leaves one; where there are too many, one is sent that
-does nothing else. Servers get it like any event, clients are not shown it. A room gets one now and then,
-however many forks somebody makes.
+does nothing else. Servers get it like any event, clients are not shown it. A room gets one now and then, and
+one more whenever an event could not name all extremities any more: the state before it would not be what
+comes of those that it names.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class ForwardExtremities:
         """Rooms that are to be looked at."""
         self._resting: OrderedDict[RoomId, float] = OrderedDict()
         """Rooms that are left alone until a time of the event loop, in the order of these."""
+        self._helpless: set[RoomId] = set()
+        """Those of them whose forks nobody here may bring together."""
         self._again: set[RoomId] = set()
         """Those of them that have forked meanwhile."""
         self._news = asyncio.Event()
@@ -120,21 +123,32 @@ class ForwardExtremities:
             if until > now and len(self._resting) <= MAX_REMEMBERED_ROOMS:
                 break
             del self._resting[room_id]
+            self._helpless.discard(room_id)
             if room_id in self._again:
                 self._again.remove(room_id)
                 self._forked[room_id] = None
+
+    async def bring_together(self, room_id: RoomId) -> None:
+        """Bring the forks of a room together at once, if a user of ours may. Raises what `append` raises."""
+        if room_id in self._helpless and self._resting.get(room_id, 0) > asyncio.get_running_loop().time():
+            return
+        await self._look_at(room_id)
 
     async def _look_at(self, room_id: RoomId) -> None:
         if not await self._persister.consider(room_id, _is_frayed):
             return
         self._resting[room_id] = asyncio.get_running_loop().time() + self._pause_s
+        self._resting.move_to_end(room_id)
         async with self._database.connection() as tx:
             members = await memberships.joined_users_of_server(
                 tx, room_id, self._server_name, MAX_SENDERS_TRIED
             )
+        is_frayed = True
 
         def decide(head: RoomHead) -> list[Pdu]:
-            if not _is_frayed(head):
+            nonlocal is_frayed
+            is_frayed = _is_frayed(head)
+            if not is_frayed:
                 return []
             senders = self._senders(head, members)
             head.events([("m.room.member", user_id) for user_id in senders])  # loads all at once
@@ -145,8 +159,11 @@ class ForwardExtremities:
                     continue
             return []
 
-        if not await self._persister.append(room_id, decide):
+        if await self._persister.append(room_id, decide) or not is_frayed:
+            self._helpless.discard(room_id)
+        else:
             log.info("nobody here may bring the forks of room %s together", room_id)
+            self._helpless.add(room_id)
 
     def _senders(self, head: RoomHead, members: Sequence[UserId]) -> list[UserId]:
         """Users of ours who have the level to send the event, if they are in the room: such members first."""

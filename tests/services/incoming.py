@@ -13,6 +13,7 @@ from homeserver.protocol.identifiers import RoomId
 from homeserver.services.access_tokens import Requester
 from homeserver.services.event_intake import EventIntake
 from homeserver.services.fork_states import ForkStates
+from homeserver.services.forward_extremities import ForwardExtremities
 from homeserver.services.gap_filling import GapFilling
 from homeserver.services.incoming_events import IncomingEvents
 from storage import room_timeline
@@ -68,7 +69,8 @@ async def open_incoming(database_url: str) -> AsyncIterator[IncomingStore]:
     """A store that takes events for as long as the context lasts."""
     async with open_store(database_url) as store:
         forks = ForkStates(store.database, store.dictionaries, AuthGraphs(store.database))
-        intake = EventIntake(store.database, store.dictionaries, store.persister, forks, SERVER)
+        extremities = ForwardExtremities(store.persister, store.database, SERVER, now_ms)
+        intake = EventIntake(store.database, store.dictionaries, store.persister, forks, extremities, SERVER)
         nobody: Any = NobodyElse()
         gaps = GapFilling(store.database, store.persister, intake, nobody, SERVER)
         incoming = IncomingEvents(

@@ -23,6 +23,7 @@ from storage.event_flags import EventFlag
 from storage.stream import StreamEvent
 from tests.services.forked_rooms import OTHER_SERVER, ForkedRoom, flags_of, guest
 from tests.services.incoming import IncomingStore, open_incoming
+from tests.services.test_incoming_events import check
 from tests.services.test_sync import listening, new_sync
 from tests.storage.stores import SERVER, now_ms
 
@@ -130,15 +131,28 @@ async def test_a_room_gets_one_such_event_in_a_while_and_the_rest_after_it(
             assert await count_extremities(room) == 1
 
 
-async def test_one_event_names_no_more_than_servers_take(database: Database, database_url: str) -> None:
+@pytest.mark.parametrize("version", ["11", "12"])
+async def test_an_event_of_ours_can_always_name_all_extremities(
+    database: Database, database_url: str, version: str
+) -> None:
+    """The state before it would be another one than that of what it names."""
     async with open_incoming(database_url) as store:
-        room = await ForkedRoom.new(store, guest("carol"))
-        await fork(room, MAX_PREV_EVENTS + 5)
-        async with mending(store, pause_s=0.01):
-            await room.say(guest_of(room), "noticed", after=room.heads[:1])
-            [dummy, *_] = await until_dummies(room, 1)
-            assert len(dummy.stored.pdu.prev_events) == MAX_PREV_EVENTS
-            assert await count_extremities(room) <= MAX_EXTREMITIES
+        carol = guest("carol")
+        room = await ForkedRoom.new(store, carol, room_version=version)
+        await room.make_admin(carol)
+        after = room.heads
+        topics = [
+            room.build(carol, "m.room.topic", {"topic": str(number)}, "", after=after)
+            for number in range(3 * MAX_PREV_EVENTS)
+        ]
+        await room.receive(*topics[:50])
+        await room.receive(*topics[50:])
+        assert await count_extremities(room) < MAX_PREV_EVENTS
+        assert {len(dummy.stored.pdu.prev_events) for dummy in dummies(room)} == {MAX_PREV_EVENTS}
+        draft = EventDraft("m.room.name", {"name": "all of them"}, "")
+        await store.store.room_events.set_state(store.alice, room.room_id, draft)
+        assert await count_extremities(room) == 1
+        await check(store, room.ref, room.model)
 
 
 @pytest.mark.parametrize("can_speak", [True, False])
@@ -161,6 +175,9 @@ async def test_only_who_may_speak_sends_it(database: Database, database_url: str
         else:
             await settled(extremities)
             assert dummies(room) == []
+            await fork(room, MAX_PREV_EVENTS + 5)
+            assert dummies(room) == []
+            assert await count_extremities(room) > MAX_PREV_EVENTS
 
 
 async def test_such_events_of_other_servers_are_not_shown_either(
