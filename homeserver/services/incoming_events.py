@@ -95,9 +95,13 @@ class IncomingEvents:
 
     async def run(self) -> None:
         """See to what waited when the server stopped, and to what has to wait from now on; for ever."""
-        async with asyncio.TaskGroup() as self._tasks:
-            await self._see_to_waiting(None)
-            await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                await self._see_to_waiting(None)
+                await asyncio.Event().wait()
+            finally:
+                self._tasks = None  # while the others end nothing begins
 
     def resume(self, ref: RoomRef) -> None:
         """See to the events that wait in a room: a join that they waited for is done, say."""
