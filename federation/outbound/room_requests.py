@@ -16,7 +16,7 @@ from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.protocol.strict_json import JsonObject
 
 MAKE_TIMEOUT_S: Final = 30.0
-SEND_MEMBERSHIP_TIMEOUT_S: Final = 60.0
+SEND_LEAVE_TIMEOUT_S: Final = 60.0
 SEND_JOIN_TIMEOUT_S: Final = 180.0
 """The resident server has to find and send the whole state of a room."""
 MAX_STATE_BYTES: Final = 100 * 1024 * 1024
@@ -72,18 +72,10 @@ async def make_join(
 ) -> JsonObject:
     """A template for the join of one of our users, into a room of any version that we speak.
 
-    Asked whether the server failed lately or not, since a user waits for it.
     Source: Server-Server API, GET /_matrix/federation/v1/make_join/{roomId}/{userId}.
     """
     uri = uri_of("/_matrix/federation/v1/make_join", room_id, user_id, query={"ver": list(ROOM_VERSIONS)})
-    return await client.send(
-        "GET",
-        destination,
-        uri,
-        timeout_s=timeout_s,
-        max_response_bytes=MAX_EVENT_BYTES,
-        ignore_back_off=True,
-    )
+    return await _template(client, destination, uri, timeout_s)
 
 
 async def send_join_v2(
@@ -93,15 +85,8 @@ async def send_join_v2(
 
     Source: Server-Server API, PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}.
     """
-    answer = await client.send(
-        "PUT",
-        destination,
-        uri_of("/_matrix/federation/v2/send_join", room_id, event_id),
-        event,
-        timeout_s=SEND_JOIN_TIMEOUT_S,
-        max_response_bytes=MAX_STATE_BYTES,
-        ignore_back_off=True,
-    )
+    uri = uri_of("/_matrix/federation/v2/send_join", room_id, event_id)
+    answer = await _hand_over(client, destination, uri, event, SEND_JOIN_TIMEOUT_S, MAX_STATE_BYTES)
     if answer.get("members_omitted", False) is not False:
         raise InvalidResponse(destination, "members are left out that were asked for")
     signed = answer.get("event")
@@ -113,26 +98,14 @@ async def send_join_v2(
 
 
 async def make_leave(
-    client: SignedClient,
-    destination: ServerName,
-    room_id: RoomId,
-    user_id: UserId,
-    *,
-    timeout_s: float = MAKE_TIMEOUT_S,
+    client: SignedClient, destination: ServerName, room_id: RoomId, user_id: UserId
 ) -> JsonObject:
     """A template for one of our users who leaves a room that we are not in: rejects an invite, say.
 
-    Asked whether the server failed lately or not, since a user waits for it.
     Source: Server-Server API, GET /_matrix/federation/v1/make_leave/{roomId}/{userId}.
     """
-    return await client.send(
-        "GET",
-        destination,
-        uri_of("/_matrix/federation/v1/make_leave", room_id, user_id),
-        timeout_s=timeout_s,
-        max_response_bytes=MAX_EVENT_BYTES,
-        ignore_back_off=True,
-    )
+    uri = uri_of("/_matrix/federation/v1/make_leave", room_id, user_id)
+    return await _template(client, destination, uri, MAKE_TIMEOUT_S)
 
 
 async def send_leave_v2(
@@ -142,14 +115,8 @@ async def send_leave_v2(
 
     Source: Server-Server API, PUT /_matrix/federation/v2/send_leave/{roomId}/{eventId}.
     """
-    await client.send(
-        "PUT",
-        destination,
-        uri_of("/_matrix/federation/v2/send_leave", room_id, event_id),
-        event,
-        timeout_s=SEND_MEMBERSHIP_TIMEOUT_S,
-        ignore_back_off=True,
-    )
+    uri = uri_of("/_matrix/federation/v2/send_leave", room_id, event_id)
+    await _hand_over(client, destination, uri, event, SEND_LEAVE_TIMEOUT_S, MAX_EVENT_BYTES)
 
 
 async def send_invite_v2(
@@ -161,15 +128,8 @@ async def send_invite_v2(
     versions that we do not speak.
     Source: Server-Server API, PUT /_matrix/federation/v2/invite/{roomId}/{eventId}.
     """
-    answer = await client.send(
-        "PUT",
-        destination,
-        uri_of("/_matrix/federation/v2/invite", room_id, event_id),
-        content,
-        timeout_s=INVITE_TIMEOUT_S,
-        max_response_bytes=MAX_EVENT_BYTES,
-        ignore_back_off=True,
-    )
+    uri = uri_of("/_matrix/federation/v2/invite", room_id, event_id)
+    answer = await _hand_over(client, destination, uri, content, INVITE_TIMEOUT_S, MAX_EVENT_BYTES)
     event = answer.get("event")
     if not isinstance(event, dict):
         raise InvalidResponse(destination, "event is no object")
@@ -181,13 +141,8 @@ async def get_event(client: SignedClient, destination: ServerName, event_id: Eve
 
     Source: Server-Server API, GET /_matrix/federation/v1/event/{eventId}.
     """
-    answer = await client.send(
-        "GET",
-        destination,
-        uri_of("/_matrix/federation/v1/event", event_id),
-        timeout_s=EVENT_TIMEOUT_S,
-        max_response_bytes=MAX_EVENT_BYTES,
-    )
+    uri = uri_of("/_matrix/federation/v1/event", event_id)
+    answer = await _get(client, destination, uri, EVENT_TIMEOUT_S, MAX_EVENT_BYTES)
     match _list(destination, answer, "pdus"):
         case [event]:
             return event
@@ -202,13 +157,8 @@ async def get_room_state(
 
     Source: Server-Server API, GET /_matrix/federation/v1/state/{roomId}.
     """
-    answer = await client.send(
-        "GET",
-        destination,
-        uri_of("/_matrix/federation/v1/state", room_id, query={"event_id": event_id}),
-        timeout_s=STATE_TIMEOUT_S,
-        max_response_bytes=MAX_STATE_BYTES,
-    )
+    uri = uri_of("/_matrix/federation/v1/state", room_id, query={"event_id": event_id})
+    answer = await _get(client, destination, uri, STATE_TIMEOUT_S, MAX_STATE_BYTES)
     return StateAnswer(_list(destination, answer, "pdus"), _list(destination, answer, "auth_chain"))
 
 
@@ -219,13 +169,8 @@ async def get_room_state_ids(
 
     Source: Server-Server API, GET /_matrix/federation/v1/state_ids/{roomId}.
     """
-    answer = await client.send(
-        "GET",
-        destination,
-        uri_of("/_matrix/federation/v1/state_ids", room_id, query={"event_id": event_id}),
-        timeout_s=STATE_IDS_TIMEOUT_S,
-        max_response_bytes=MAX_STATE_IDS_BYTES,
-    )
+    uri = uri_of("/_matrix/federation/v1/state_ids", room_id, query={"event_id": event_id})
+    answer = await _get(client, destination, uri, STATE_IDS_TIMEOUT_S, MAX_STATE_IDS_BYTES)
     return StateIdsAnswer(
         _texts(destination, answer, "pdu_ids"), _texts(destination, answer, "auth_chain_ids")
     )
@@ -238,13 +183,8 @@ async def get_event_auth(
 
     Source: Server-Server API, GET /_matrix/federation/v1/event_auth/{roomId}/{eventId}.
     """
-    answer = await client.send(
-        "GET",
-        destination,
-        uri_of("/_matrix/federation/v1/event_auth", room_id, event_id),
-        timeout_s=AUTH_CHAIN_TIMEOUT_S,
-        max_response_bytes=MAX_AUTH_CHAIN_BYTES,
-    )
+    uri = uri_of("/_matrix/federation/v1/event_auth", room_id, event_id)
+    answer = await _get(client, destination, uri, AUTH_CHAIN_TIMEOUT_S, MAX_AUTH_CHAIN_BYTES)
     return _list(destination, answer, "auth_chain")
 
 
@@ -260,13 +200,8 @@ async def backfill_room(
     Source: Server-Server API, GET /_matrix/federation/v1/backfill/{roomId}.
     """
     query: dict[str, str | list[str]] = {"v": list(event_ids), "limit": str(limit)}
-    answer = await client.send(
-        "GET",
-        destination,
-        uri_of("/_matrix/federation/v1/backfill", room_id, query=query),
-        timeout_s=HISTORY_TIMEOUT_S,
-        max_response_bytes=MAX_HISTORY_BYTES,
-    )
+    uri = uri_of("/_matrix/federation/v1/backfill", room_id, query=query)
+    answer = await _get(client, destination, uri, HISTORY_TIMEOUT_S, MAX_HISTORY_BYTES)
     return _list(destination, answer, "pdus", absent_is_empty=True)
 
 
@@ -321,6 +256,46 @@ async def send_transaction(
     if not isinstance(pdus, dict):
         raise InvalidResponse(destination, "pdus is no object")
     return pdus
+
+
+async def _get(
+    client: SignedClient, destination: ServerName, uri: str, timeout_s: float, max_response_bytes: int
+) -> JsonObject:
+    return await client.send(
+        "GET", destination, uri, timeout_s=timeout_s, max_response_bytes=max_response_bytes
+    )
+
+
+async def _template(client: SignedClient, destination: ServerName, uri: str, timeout_s: float) -> JsonObject:
+    """Ask for a template, whether the server failed lately or not: a user waits for it."""
+    return await client.send(
+        "GET",
+        destination,
+        uri,
+        timeout_s=timeout_s,
+        max_response_bytes=MAX_EVENT_BYTES,
+        ignore_back_off=True,
+    )
+
+
+async def _hand_over(
+    client: SignedClient,
+    destination: ServerName,
+    uri: str,
+    content: JsonObject,
+    timeout_s: float,
+    max_response_bytes: int,
+) -> JsonObject:
+    """Hand over a membership that a user waits for, whether the server failed lately or not."""
+    return await client.send(
+        "PUT",
+        destination,
+        uri,
+        content,
+        timeout_s=timeout_s,
+        max_response_bytes=max_response_bytes,
+        ignore_back_off=True,
+    )
 
 
 def _list(
