@@ -5,16 +5,11 @@ from __future__ import annotations
 from federation.inbound.authentication import Origin
 from federation.inbound.endpoints import federation_endpoints
 from federation.inbound.event_lists import in_transaction, listed
-from homeserver.http.models import Body, NotNegative, Path, Query, RawReply, RoomIdField
+from federation.inbound.paths import RoomPath
+from homeserver.http.models import Body, NotNegative, Query, RawReply
 from homeserver.services import Services
 
 endpoints = federation_endpoints()
-
-
-class RoomPath(Path):
-    """The path of something in a room."""
-
-    room_id: RoomIdField
 
 
 class BackfillQuestion(Query):

@@ -5,28 +5,11 @@ from __future__ import annotations
 from federation.inbound.authentication import Origin
 from federation.inbound.endpoints import federation_endpoints
 from federation.inbound.event_lists import in_transaction, listed
-from homeserver.http.models import EventIdField, Path, Query, RawReply, RoomIdField
+from federation.inbound.paths import EventPath, RoomEventPath, RoomPath
+from homeserver.http.models import EventIdField, Query, RawReply
 from homeserver.services import Services
 
 endpoints = federation_endpoints()
-
-
-class EventPath(Path):
-    """The path of an event, whatever its room."""
-
-    event_id: EventIdField
-
-
-class RoomPath(Path):
-    """The path of something in a room."""
-
-    room_id: RoomIdField
-
-
-class RoomEventPath(RoomPath):
-    """The path of something about an event in a room."""
-
-    event_id: EventIdField
 
 
 class StateQuestion(Query):

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from federation.inbound.authentication import Origin, SignedContent
 from federation.inbound.endpoints import federation_endpoints
+from federation.inbound.paths import RoomPath
 from homeserver.errors import BadJson
-from homeserver.http.models import Path, RawReply, RoomIdField
+from homeserver.http.models import RawReply
 from homeserver.http.request import Request
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.identifiers import EventId
@@ -22,10 +23,9 @@ MAX_INVITE_BYTES: Final = 2 * 1024 * 1024
 """An event and the state that comes with it, which somebody may write with escapes."""
 
 
-class InvitePath(Path):
-    """An invite, by its event ID, and the room that it is for."""
+class InvitePath(RoomPath):
+    """An invite, and the room that it is for, which may be of a version whose event IDs have another form."""
 
-    room_id: RoomIdField
     event_id: str
 
 

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from federation.inbound.authentication import Origin, SignedContent
 from federation.inbound.endpoints import federation_endpoints
-from homeserver.http.models import EventIdField, Path, Query, RawReply, RoomIdField, UserIdField
+from federation.inbound.paths import RoomEventPath, RoomUserPath
+from homeserver.http.models import Query, RawReply
 from homeserver.services import Services
 
 endpoints = federation_endpoints()
-
-
-class JoiningUserPath(Path):
-    """A room, and who wants to enter it."""
-
-    room_id: RoomIdField
-    user_id: UserIdField
 
 
 class SpokenVersions(Query):
     """The room versions that the server speaks; one that names none means the oldest."""
 
     ver: list[str] = ["1"]
-
-
-class JoinPath(Path):
-    """A room, and the event by which someone enters it."""
-
-    room_id: RoomIdField
-    event_id: EventIdField
 
 
 class WantedAnswer(Query):
@@ -38,7 +25,7 @@ class WantedAnswer(Query):
 
 @endpoints.get("/_matrix/federation/v1/make_join/{roomId}/{userId}")
 async def make_join(
-    services: Services, origin: Origin, path: JoiningUserPath, query: SpokenVersions
+    services: Services, origin: Origin, path: RoomUserPath, query: SpokenVersions
 ) -> RawReply:
     """Say how the join of a user has to look."""
     return RawReply.json(
@@ -48,7 +35,7 @@ async def make_join(
 
 @endpoints.put("/_matrix/federation/v2/send_join/{roomId}/{eventId}")
 async def send_join_v2(
-    services: Services, origin: Origin, path: JoinPath, query: WantedAnswer, body: SignedContent
+    services: Services, origin: Origin, path: RoomEventPath, query: WantedAnswer, body: SignedContent
 ) -> RawReply:
     """Let a user in, and tell the state of the room."""
     return RawReply(
@@ -59,7 +46,9 @@ async def send_join_v2(
 
 
 @endpoints.put("/_matrix/federation/v1/send_join/{roomId}/{eventId}")
-async def send_join_v1(services: Services, origin: Origin, path: JoinPath, body: SignedContent) -> RawReply:
+async def send_join_v1(
+    services: Services, origin: Origin, path: RoomEventPath, body: SignedContent
+) -> RawReply:
     """The same in the form that older servers know."""
     answer = await services.resident_rooms.send_join(
         origin.server_name, path.room_id, path.event_id, body, omit_members=False

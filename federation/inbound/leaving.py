@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from federation.inbound.authentication import Origin, SignedContent
 from federation.inbound.endpoints import federation_endpoints
-from homeserver.http.models import EventIdField, Path, RawReply, Reply, RoomIdField, UserIdField
+from federation.inbound.paths import RoomEventPath, RoomUserPath
+from homeserver.http.models import RawReply, Reply
 from homeserver.services import Services
 
 endpoints = federation_endpoints()
 
 
-class LeavingUserPath(Path):
-    """A room, and who wants to get out of it."""
-
-    room_id: RoomIdField
-    user_id: UserIdField
-
-
-class LeavePath(Path):
-    """A room, and the event by which someone leaves it."""
-
-    room_id: RoomIdField
-    event_id: EventIdField
-
-
 @endpoints.get("/_matrix/federation/v1/make_leave/{roomId}/{userId}")
-async def make_leave(services: Services, origin: Origin, path: LeavingUserPath) -> RawReply:
+async def make_leave(services: Services, origin: Origin, path: RoomUserPath) -> RawReply:
     """Say how the leave of a user has to look."""
     return RawReply.json(
         await services.resident_rooms.make_leave(origin.server_name, path.room_id, path.user_id)
@@ -33,14 +20,18 @@ async def make_leave(services: Services, origin: Origin, path: LeavingUserPath) 
 
 
 @endpoints.put("/_matrix/federation/v2/send_leave/{roomId}/{eventId}")
-async def send_leave_v2(services: Services, origin: Origin, path: LeavePath, body: SignedContent) -> Reply:
+async def send_leave_v2(
+    services: Services, origin: Origin, path: RoomEventPath, body: SignedContent
+) -> Reply:
     """Take a user out of a room."""
     await services.resident_rooms.send_leave(origin.server_name, path.room_id, path.event_id, body)
     return Reply()
 
 
 @endpoints.put("/_matrix/federation/v1/send_leave/{roomId}/{eventId}")
-async def send_leave_v1(services: Services, origin: Origin, path: LeavePath, body: SignedContent) -> RawReply:
+async def send_leave_v1(
+    services: Services, origin: Origin, path: RoomEventPath, body: SignedContent
+) -> RawReply:
     """The same in the form that older servers know."""
     await services.resident_rooms.send_leave(origin.server_name, path.room_id, path.event_id, body)
     return RawReply(b"[200,{}]")
