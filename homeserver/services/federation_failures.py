@@ -12,24 +12,33 @@ from federation.outbound.signed_client import (
     Unreachable,
 )
 from homeserver.errors import BadGateway, Forbidden, MatrixError, NotFound
+from homeserver.protocol.identifiers import ServerName
 
 WITHOUT_ANSWER: Final = ("", "M_UNRECOGNIZED")
 """The errcodes of a 404 that tells nothing of what was asked for: no homeserver there, no such endpoint."""
 
 
-def as_answer(error: FederationError, missing: str) -> MatrixError:
-    """The answer for a failure. `missing`: the text where the other server says that there is no such thing.
+def failure_answer(
+    error: FederationError, *, missing: str, refused: str = "does not tell this server"
+) -> MatrixError:
+    """The answer for a failure. The other server's own text is not passed on.
 
-    The other server's own text is not passed on.
+    `missing`: the text where that server says that there is no such thing. `refused`: what it does where it
+    does not want to do what it was asked.
     """
     match error:
         case RequestRefused(status=404, errcode=errcode) if errcode not in WITHOUT_ANSWER:
             return NotFound(missing)
         case RequestRefused(status=403):
-            return Forbidden(f"{error.destination} does not tell this server")
+            return Forbidden(f"{error.destination} {refused}")
         case DestinationDenied():
             return Forbidden(f"this server does not talk to {error.destination}")
         case BackingOff() | Unreachable():
             return BadGateway(f"{error.destination} cannot be reached now")
         case _:
-            return BadGateway(f"{error.destination} gave no answer that can be used")
+            return unusable_answer(error.destination)
+
+
+def unusable_answer(server_name: ServerName) -> BadGateway:
+    """The error where another server has answered, but nothing can be made of it."""
+    return BadGateway(f"{server_name} gave no answer that can be used")

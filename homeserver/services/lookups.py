@@ -27,7 +27,7 @@ from homeserver.protocol.identifiers import (
 )
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.directory_entries import PublicRoom
-from homeserver.services.federation_failures import as_answer
+from homeserver.services.federation_failures import failure_answer
 from homeserver.services.profile_changes import MAX_CHARS
 from homeserver.services.profiles import Profiles, check_key
 from homeserver.services.public_rooms import DirectoryPage, DirectoryQuery, PublicRooms
@@ -60,7 +60,7 @@ class Lookups:
             answer = await requests.query_room_directory(self.client, server_name, alias)
             return _alias_target(server_name, answer)
         except FederationError as error:
-            raise as_answer(error, f"there is no room alias {alias}") from None
+            raise failure_answer(error, missing=f"there is no room alias {alias}") from None
 
     async def profile(self, user_id: UserId) -> JsonObject:
         """All fields of a profile that are set. Raises NotFound for a user who does not exist."""
@@ -94,13 +94,13 @@ class Lookups:
             answer = await requests.query_public_rooms(self.client, server_name, _directory_request(query))
             return _directory_page(server_name, answer, query.most_rooms)
         except FederationError as error:
-            raise as_answer(error, f"{server_name} has no directory") from None
+            raise failure_answer(error, missing=f"{server_name} has no directory") from None
 
     async def _profile_elsewhere(self, user_id: UserId, field: str | None) -> JsonObject:
         try:
             answer = await requests.query_profile(self.client, server_name_of(user_id), user_id, field)
         except FederationError as error:
-            raise as_answer(error, f"{user_id} has no profile, or not this field") from None
+            raise failure_answer(error, missing=f"{user_id} has no profile, or not this field") from None
         return {key: value for key, value in answer.items() if _is_set(key, value)}
 
 

@@ -14,22 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from federation.outbound import room_requests
-from federation.outbound.signed_client import (
-    BackingOff,
-    DestinationDenied,
-    FederationError,
-    RequestRefused,
-    SignedClient,
-    Unreachable,
-)
-from homeserver.errors import (
-    BadGateway,
-    Forbidden,
-    InviteBlocked,
-    MatrixError,
-    NotFound,
-    UnsupportedRoomVersion,
-)
+from federation.outbound.signed_client import FederationError, RequestRefused, SignedClient
+from homeserver.errors import BadGateway, Forbidden, InviteBlocked, MatrixError, UnsupportedRoomVersion
 from homeserver.protocol.auth_events import CREATE
 from homeserver.protocol.errors import BadJson, BadSignature, ProtocolError
 from homeserver.protocol.events import EventDraft, Pdu, parse_pdu
@@ -41,6 +27,7 @@ from homeserver.protocol.strict_json import JsonObject
 from homeserver.protocol.stripped_state import STRIPPED
 from homeserver.services.clock import Clock
 from homeserver.services.event_building import as_answer, build_event, changed_or_current
+from homeserver.services.federation_failures import failure_answer, unusable_answer
 from homeserver.services.incoming_events import IncomingEvents
 from homeserver.services.outgoing_events import OutgoingEvents
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
@@ -158,17 +145,17 @@ class RemoteInvites:
                 self.client, destination, event.room_id, event.event_id, content
             )
         except FederationError as error:
-            raise _as_answer(error, version) from None
+            raise _refusal(error, version) from None
         [outcome] = await self.gate.verify(version, [answer], pushed=True, event_ids=[event.event_id])
         if isinstance(outcome, RefusedPdu):
             log.info("%s answers an invite with an event that is refused: %s", destination, outcome.reason)
-            raise BadGateway(f"{destination} gave no answer that can be used")
+            raise unusable_answer(destination)
         try:
             theirs = await self._signatures_of(destination, version, outcome)
             return parse_pdu(version, {**own, "signatures": {**own["signatures"], destination: theirs}})
         except (BadSignature, BadJson, ProtocolError) as error:
             log.info("%s does not sign an invite as it should: %s", destination, error)
-            raise BadGateway(f"{destination} gave no answer that can be used") from None
+            raise unusable_answer(destination) from None
 
     async def _signatures_of(self, server_name: ServerName, version: RoomVersion, pdu: Pdu) -> Any:
         """The signatures of the invited user's server, which are checked. Raises BadSignature, BadJson."""
@@ -183,8 +170,8 @@ class RemoteInvites:
         return self.outgoing.signed(version, pdu, is_unsigned="signatures" not in pdu.json)
 
 
-def _as_answer(error: FederationError, version: RoomVersion) -> MatrixError:
-    """What a client is told whose invite another server did not take; its own text is not passed on."""
+def _refusal(error: FederationError, version: RoomVersion) -> MatrixError:
+    """What a client is told whose invite another server did not take."""
     match error:
         case RequestRefused(errcode="M_INVITE_BLOCKED"):
             return InviteBlocked("this user does not want to be invited")
@@ -192,13 +179,9 @@ def _as_answer(error: FederationError, version: RoomVersion) -> MatrixError:
             return UnsupportedRoomVersion(
                 f"{error.destination} does not speak room version {version.version}"
             )
-        case RequestRefused(errcode="M_NOT_FOUND"):
-            return NotFound(f"{error.destination} does not know this user")
-        case RequestRefused(status=403):
-            return Forbidden(f"{error.destination} does not let this user be invited")
-        case DestinationDenied():
-            return Forbidden(f"this server does not talk to {error.destination}")
-        case BackingOff() | Unreachable():
-            return BadGateway(f"{error.destination} cannot be reached now")
         case _:
-            return BadGateway(f"{error.destination} gave no answer that can be used")
+            missing, refused = (
+                f"{error.destination} does not know this user",
+                "does not let this user be invited",
+            )
+            return failure_answer(error, missing=missing, refused=refused)
