@@ -17,7 +17,8 @@ from homeserver.protocol.identifiers import EventId, ServerName
 from homeserver.services.event_intake import Blocked, EventIntake
 from homeserver.services.event_placement import MissingAuthEvents
 from homeserver.services.missing_events import MissingEvents
-from storage import memberships, stored_places
+from homeserver.services.servers_to_ask import servers_to_ask
+from storage import stored_places
 from storage.database import Database
 from storage.persister import Persister
 from storage.room_heads import RoomRef
@@ -45,7 +46,10 @@ class GapFilling:
         blocked = await self._place(ref, pdu)  # what was missing may have come meanwhile
         if blocked is None:
             return True
-        return await self._fill(ref, blocked, await self._servers(ref, origin)) is None
+        servers = await servers_to_ask(
+            self.database, ref.room_id, [origin], own=self.server_name, most=SERVERS_TO_ASK
+        )
+        return await self._fill(ref, blocked, servers) is None
 
     async def _fill(self, ref: RoomRef, blocked: Blocked, servers: Sequence[ServerName]) -> Blocked | None:
         """Try to close the gap before an event, auth events first; what blocks it still, if anything."""
@@ -103,10 +107,3 @@ class GapFilling:
 
     async def _place(self, ref: RoomRef, pdu: Pdu) -> Blocked | None:
         return next(iter(await self.intake.place(ref, [pdu])), None)
-
-    async def _servers(self, ref: RoomRef, origin: ServerName) -> list[ServerName]:
-        """Whom to ask for what is missing: the one that sent the event, then others that are in the room."""
-        async with self.database.connection() as tx:
-            others = await memberships.servers_of(tx, ref.room_id, SERVERS_TO_ASK + 1)  # we may be among them
-        servers = [one for one in dict.fromkeys([origin, *others]) if one != self.server_name]
-        return servers[:SERVERS_TO_ASK]

@@ -18,13 +18,13 @@ from typing import Final, TypeAlias
 from federation.outbound import room_requests
 from federation.outbound.signed_client import BackingOff, DestinationDenied, FederationError, SignedClient
 from homeserver.errors import Unavailable
-from homeserver.protocol.errors import InvalidIdentifier
-from homeserver.protocol.identifiers import EventId, ServerName, parse_server_name, server_name_of
+from homeserver.protocol.identifiers import EventId, ServerName, server_name_of
 from homeserver.services.bounded_cache import BoundedCache
 from homeserver.services.clock import Clock
 from homeserver.services.fetched_history import FetchedHistory
 from homeserver.services.missing_events import IncompleteState
-from storage import fetched_history, memberships, shared_rooms
+from homeserver.services.servers_to_ask import servers_to_ask
+from storage import fetched_history, shared_rooms
 from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.room_heads import RoomRef
@@ -212,15 +212,11 @@ class HistoryFetching:
         """Whom to ask: who helped last, who sent the oldest event that is known, who has the most members."""
         async with self._database.connection() as tx:
             oldest = await fetched_history.oldest_known(tx, room.nid, seq)
-            named: list[str] = list(await memberships.servers_of(tx, room.room_id, MAX_CANDIDATES))
-        if oldest is not None:
-            named.insert(0, server_name_of(oldest.pdu(room).sender))
+        named: list[ServerName] = []
         if (helpful := self._helpful.get(room.nid)) is not None:
-            named.insert(0, helpful)
-        servers: list[ServerName] = []
-        for name in dict.fromkeys(named):
-            try:
-                servers.append(parse_server_name(name))
-            except InvalidIdentifier:
-                continue
-        return [server_name for server_name in servers if server_name != self._server_name][:MAX_CANDIDATES]
+            named.append(helpful)
+        if oldest is not None:
+            named.append(server_name_of(oldest.pdu(room).sender))
+        return await servers_to_ask(
+            self._database, room.room_id, named, own=self._server_name, most=MAX_CANDIDATES
+        )

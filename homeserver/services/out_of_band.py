@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +20,6 @@ from federation.outbound.signed_client import FederationError, SignedClient
 from homeserver.errors import Forbidden, IncompatibleRoomVersion, InvalidParam, Unavailable
 from homeserver.protocol.errors import (
     InvalidEvent,
-    InvalidIdentifier,
     ProtocolError,
     UnknownRoomVersion,
 )
@@ -45,7 +43,8 @@ from homeserver.services.event_building import as_answer
 from homeserver.services.own_keys import OwnKeys
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
 from homeserver.services.server_access import ServerAccess
-from storage import memberships, oob_memberships, users
+from homeserver.services.servers_to_ask import creators_server, servers_to_ask
+from storage import oob_memberships, users
 from storage.database import Database
 from storage.memberships import Membership
 from storage.oob_memberships import OutOfBandEvent, OutOfBandStore, Standing
@@ -278,12 +277,8 @@ class OutOfBand:
         """Servers that are likely to be in a room: the inviter's, the one that made it, of old members."""
         assert standing.event is not None
         room_id = standing.room.room_id
-        names = [server_name_of(standing.event.sender)]
-        with suppress(InvalidIdentifier):  # the IDs of newer rooms name no server
-            names.append(server_name_of(room_id))
-        async with self.database.connection() as tx:
-            names += await memberships.servers_of(tx, room_id, MAX_ASKED)
-        return [name for name in dict.fromkeys(names) if name != self.own.server_name][:MAX_ASKED]
+        named = [server_name_of(standing.event.sender), *creators_server(room_id)]
+        return await servers_to_ask(self.database, room_id, named, own=self.own.server_name, most=MAX_ASKED)
 
     def _leave_alone(self, user_id: UserId, invite: Pdu, version: RoomVersion, content: JsonObject) -> Pdu:
         """A leave that no server but ours ever sees."""

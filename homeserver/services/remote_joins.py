@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,16 +35,9 @@ from homeserver.errors import (
     Unavailable,
 )
 from homeserver.protocol.auth_events import AUTHORISER
-from homeserver.protocol.errors import BadJson, EventTooLarge, InvalidIdentifier, NotAllowed, ProtocolError
+from homeserver.protocol.errors import BadJson, EventTooLarge, NotAllowed, ProtocolError
 from homeserver.protocol.events import Pdu, stored_pdu
-from homeserver.protocol.identifiers import (
-    EventId,
-    RoomId,
-    ServerName,
-    UserId,
-    parse_server_name,
-    server_name_of,
-)
+from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId
 from homeserver.protocol.membership_templates import build_from_template, version_of_template
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.protocol.signing import sign_event
@@ -59,7 +51,8 @@ from homeserver.services.incoming_events import IncomingEvents, TooManyWait
 from homeserver.services.join_imports import JoinImports, RoomIsHere
 from homeserver.services.own_keys import OwnKeys
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
-from storage import memberships, room_imports, room_servers, shared_rooms, stored_places
+from homeserver.services.servers_to_ask import creators_server, servers_to_ask
+from storage import room_imports, room_servers, shared_rooms, stored_places
 from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.nids import NidBlocks
@@ -209,19 +202,10 @@ class RemoteJoins:
 
     async def _candidates(self, room_id: RoomId, servers: Iterable[str]) -> list[ServerName]:
         """The servers to ask, in that order."""
-        named = list(servers)
-        with suppress(InvalidIdentifier):  # the IDs of newer rooms name no server
-            named.append(server_name_of(room_id))
-        async with self._database.connection() as tx:
-            named += await memberships.servers_of(tx, room_id, MAX_CANDIDATES)
-        found: dict[ServerName, None] = {}
-        for name in named:
-            try:
-                found[parse_server_name(name)] = None
-            except InvalidIdentifier:
-                continue
-        found.pop(self._own.server_name, None)
-        return list(found)[:MAX_CANDIDATES]
+        named = [*servers, *creators_server(room_id)]
+        return await servers_to_ask(
+            self._database, room_id, named, own=self._own.server_name, most=MAX_CANDIDATES
+        )
 
     async def _template(
         self, server_name: ServerName, user_id: UserId, room_id: RoomId, content: JsonObject, limit_s: float
