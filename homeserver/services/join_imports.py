@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -147,17 +147,15 @@ class JoinImports:
             for key, pdu in joined.state.items()
             if key[0] == "m.room.member" and server_of_member(key[1]) == self.server_name
         }
-        for _ in range(MAX_ROUNDS):
+
+        async def publish() -> None:
             placed = await self._place(room, join, numbers)
             placed = replace(placed, changes={**of_ours, join.key: StoredEvent(placed.nid, join)})
-            try:
-                await self.persister.append(room.room_id, _only_at(0, [placed]), joining=True)
-            except _Moved:
-                raise RoomIsHere from None
-            except EventsStored:
-                continue
-            return
-        raise _too_busy()
+            await self.persister.append(
+                room.room_id, _only_at(0, [placed], otherwise=RoomIsHere), joining=True
+            )
+
+        await _until_placed(publish)
 
     async def _come_back(self, room: RoomRef, join: Pdu, joined: JoinedState) -> None:
         """Store what has become of a room since this server left it.
@@ -166,17 +164,17 @@ class JoinImports:
         nothing of what was before is resolved against what is now.
         """
         numbers = await self._store_events(room, join, joined)
-        for _ in range(MAX_ROUNDS):
+
+        async def publish() -> None:
             head = await self.persister.newest_head(room.room_id)
             seq, extremities = head.seq, frozenset(one.event_id for one in head.extremities)
             marker = await self._marker(
                 room, join, seq, await self._changes_since(room, seq, joined, numbers)
             )
             placed = replace(await self._place(room, join, numbers), covers=extremities)
-            with suppress(_Moved, EventsStored):
-                await self.persister.append(room.room_id, _only_at(seq, [marker, placed]))
-                return
-        raise _too_busy()
+            await self.persister.append(room.room_id, _only_at(seq, [marker, placed], otherwise=_Moved))
+
+        await _until_placed(publish)
 
     async def _changes_since(
         self, room: RoomRef, seq: int, joined: JoinedState, numbers: _Numbers
@@ -279,16 +277,21 @@ class JoinImports:
         return _Numbers(events, types, atoms)
 
 
-def _too_busy() -> Unavailable:
-    return Unavailable("the room is too busy; try again")
+async def _until_placed(publish: Callable[[], Awaitable[None]]) -> None:
+    """Do what places a join, again where something else came in between. Raises Unavailable."""
+    for _ in range(MAX_ROUNDS):
+        with suppress(_Moved, EventsStored):
+            await publish()
+            return
+    raise Unavailable("the room is too busy; try again")
 
 
-def _only_at(seq: int, additions: Sequence[Placed]) -> Decision:
-    """A decision to add events to a room that is at a room_seq; it raises _Moved at any other."""
+def _only_at(seq: int, additions: Sequence[Placed], *, otherwise: type[Exception]) -> Decision:
+    """A decision to add events to a room that is at a room_seq; at any other it raises an error."""
 
     def decide(head: RoomHead) -> Sequence[Placed]:
         if head.seq != seq:
-            raise _Moved
+            raise otherwise
         for placed in additions:
             head.events(placed.changes or ())  # what is replaced is loaded all at once
         return additions
