@@ -45,11 +45,11 @@ async def authenticate(services: Services, request: Request) -> Origin:
         raise Unauthorized(str(error)) from None
     origin, own_name = credentials[0].origin, services.config.server_name
     if credentials[0].destination not in (None, own_name):
-        raise Unauthorized("the request is meant for another server")
+        raise Unauthorized(f"destination is not {own_name}: check where its name leads")
     if origin == own_name:
-        raise Unauthorized("a request in our own name")
+        raise Unauthorized(f"origin is {own_name}, this server itself: sign with your own name")
     if not services.server_policy.permits(origin):
-        raise Forbidden("this server does not talk to yours")
+        raise Forbidden(f"this server is set up not to talk to {origin}: ask its admin")
     signed = signed_request(credentials, own_name, request.method, target_of(request))
     body = await request.read_body()
     if body:

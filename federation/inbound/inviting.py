@@ -39,8 +39,10 @@ async def send_invite_v2(
 ) -> RawReply:
     """Take an invite of a user of this server."""
     event, room_version = content.get("event"), content.get("room_version")
-    if not isinstance(event, dict) or not isinstance(room_version, str):
-        raise BadJson("event is an object, and room_version a string")
+    if not isinstance(event, dict):
+        raise BadJson("event: must be an object")
+    if not isinstance(room_version, str):
+        raise BadJson("room_version: must be a string")
     _count_invite(services, request, event)
     invite = InviteRequest(
         path.room_id, EventId(path.event_id), event, content.get("invite_room_state"), room_version

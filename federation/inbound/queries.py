@@ -52,4 +52,4 @@ async def query_profile(services: Services, origin: Origin, query: ProfileQuesti
 @endpoints.get("/_matrix/federation/v1/query/{queryType}")
 async def query_info(origin: Origin, path: QueryPath) -> RawReply:
     """Refuse a question of a kind that the specification does not have."""
-    raise Unrecognized("there is no query of this type")
+    raise Unrecognized("there is no query of this type: there are directory and profile")

@@ -75,7 +75,9 @@ async def bulk_perspectives_key_query(services: Services, body: KeyQuery) -> Raw
     """Say, as a notary, which keys several servers have."""
     queried = body.server_keys if isinstance(body.server_keys, dict) else {}
     if len(queried) > MAX_QUERIED_SERVERS or sum(map(len, queried.values())) > MAX_QUERIED_KEYS:
-        raise InvalidParam("The keys of too many servers are asked for at once")
+        raise InvalidParam(
+            f"server_keys: at most {MAX_QUERIED_SERVERS} servers and {MAX_QUERIED_KEYS} keys at once"
+        )
     wanted: dict[ServerName, dict[str, int]] = {}
     for text, keys in queried.items():
         try:

@@ -36,7 +36,7 @@ def version_of_template(answer: JsonObject) -> RoomVersion:
     """
     version = answer.get("room_version", _WITHOUT_VERSION)
     if not isinstance(version, str):
-        raise UnknownRoomVersion("the room version is no string")
+        raise UnknownRoomVersion("room_version: no string")
     return room_version(version)
 
 
@@ -59,16 +59,16 @@ def build_from_template(
     it; EventTooLarge and BadJson for a content that no event can have.
     """
     if not isinstance(template, dict):
-        raise InvalidEvent("the template is no object")
+        raise InvalidEvent("event: no object")
     proposed = template.get("content")
     if not isinstance(proposed, dict):
-        raise InvalidEvent("the content of the template is no object")
+        raise InvalidEvent("event.content: no object")
     wanted = {"type": "m.room.member", "room_id": room_id, "sender": user_id, "state_key": user_id}
     for key, value in wanted.items():
         if template.get(key) != value:
-            raise InvalidEvent(f"the template has another {key}")
+            raise InvalidEvent(f"event.{key}: not {value}")
     if proposed.get("membership") != membership:
-        raise InvalidEvent(f"the template is not for a {membership}")
+        raise InvalidEvent(f"event.content.membership: not {membership}")
     said = {key: value for key, value in content.items() if key != AUTHORISER}
     said["membership"] = membership
     if membership == "join" and version.restricted_join_rules and AUTHORISER in proposed:
@@ -88,7 +88,7 @@ def build_from_template(
 def _authoriser(named: Any, server_name: ServerName) -> UserId:
     """Who lets the user in: somebody of the server that proposes it, for only that server can sign for it."""
     if not is_user_id(named) or server_name_of(named) != server_name:
-        raise InvalidEvent(f"{AUTHORISER} is no user of {server_name}")
+        raise InvalidEvent(f"event.content.{AUTHORISER}: no user of {server_name}")
     return UserId(named)
 
 
@@ -96,19 +96,19 @@ def _event_ids(template: JsonObject, key: str) -> list[EventId]:
     """The event IDs of a list, each once."""
     listed = template.get(key)
     if not isinstance(listed, list) or not listed:
-        raise InvalidEvent(f"{key} is no list of events")
+        raise InvalidEvent(f"event.{key}: no list of event IDs")
     event_ids: dict[EventId, None] = {}
     for event_id in listed:
         if not isinstance(event_id, str):
-            raise InvalidEvent(f"{key} holds what is no string")
+            raise InvalidEvent(f"event.{key}: an entry is no string")
         try:
             event_ids[parse_event_id(event_id)] = None
         except InvalidIdentifier as error:
-            raise InvalidEvent(f"{key}: {error}") from None
+            raise InvalidEvent(f"event.{key}: {error}") from None
     return list(event_ids)
 
 
 def _depth(depth: Any) -> int:
     if type(depth) is not int or not 0 <= depth <= MAX_INTEGER:
-        raise InvalidEvent("the depth is no depth")
+        raise InvalidEvent(f"event.depth: no integer from 0 to {MAX_INTEGER}")
     return depth

@@ -32,9 +32,9 @@ def failure_answer(
         case RequestRefused(status=403):
             return Forbidden(f"{error.destination} {refused}")
         case DestinationDenied():
-            return Forbidden(f"this server does not talk to {error.destination}")
+            return Forbidden(f"this server is set up not to talk to {error.destination}: ask its admin")
         case BackingOff() | Unreachable():
-            return BadGateway(f"{error.destination} cannot be reached now")
+            return BadGateway(f"{error.destination} cannot be reached now: try again later")
         case _:
             return unusable_answer(error.destination)
 

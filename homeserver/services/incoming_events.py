@@ -141,7 +141,7 @@ class IncomingEvents:
         except NotAllowed as error:
             raise Forbidden(str(error)) from None
         if blocked is not None:
-            raise Forbidden("the event builds on events that are not known here")
+            raise Forbidden("the event builds on events that are not known here: make it anew")
 
     # -- what waits
 

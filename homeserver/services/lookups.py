@@ -89,7 +89,9 @@ class Lookups:
         if server_name is None or server_name == self.server_name:
             return await self.public_rooms.page(query)
         if query.since is not None and len(query.since) > MAX_TOKEN_CHARS:
-            raise InvalidParam("since is no token of a directory")
+            raise InvalidParam(
+                f"since has more than {MAX_TOKEN_CHARS} characters: take next_batch or prev_batch"
+            )
         try:
             answer = await requests.query_public_rooms(self.client, server_name, _directory_request(query))
             return _directory_page(server_name, answer, query.most_rooms)

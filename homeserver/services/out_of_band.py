@@ -42,7 +42,7 @@ from homeserver.services.clock import Clock
 from homeserver.services.event_building import as_answer
 from homeserver.services.own_keys import OwnKeys
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
-from homeserver.services.server_access import ServerAccess
+from homeserver.services.server_access import ServerAccess, denied_by_acl
 from homeserver.services.servers_to_ask import creators_server, servers_to_ask
 from storage import oob_memberships, users
 from storage.database import Database
@@ -100,12 +100,12 @@ class OutOfBand:
         _check_path(version, request)
         user_nid = await self._active_user(self._invited(origin, request.event))
         if not await self.access.acl_allows(origin, request.room_id):
-            raise Forbidden("the room's server ACL does not let your server take part")
+            raise denied_by_acl()
         [invite] = await self.gate.verify(version, [request.event], pushed=True)
         if isinstance(invite, RefusedPdu):
-            raise InvalidParam(invite.reason)
+            raise InvalidParam(f"the event is refused: {invite.reason}")
         if not has_valid_content_hash(invite.json):
-            raise InvalidParam("the content hash of the event does not fit")
+            raise InvalidParam("hashes.sha256 is not the hash of this event: hash it after its last change")
         stripped = await self._stripped(version, invite, request.stripped)
         signed = self._signed(version, invite)
         standing = await self._standing(invite.room_id, user_nid)
@@ -130,11 +130,11 @@ class OutOfBand:
         content = event.get("content")
         membership = content.get("membership") if isinstance(content, dict) else None
         if event.get("type") != "m.room.member" or membership != "invite":
-            raise InvalidParam("the event is no invite")
+            raise InvalidParam("the event is no m.room.member whose membership is invite")
         if not _is_user_of(event.get("sender"), origin):
-            raise InvalidParam("the sender of the invite is no user of your server")
+            raise InvalidParam(f"sender is no user of {origin}, which signed the request")
         if not _is_user_of(event.get("state_key"), self.own.server_name):
-            raise InvalidParam("the state_key of the invite is no user of this server")
+            raise InvalidParam(f"state_key is no user of {self.own.server_name}: ask that user's server")
         return UserId(event["state_key"])
 
     async def _active_user(self, user_id: UserId) -> int:
@@ -153,7 +153,7 @@ class OutOfBand:
             signed = sign_event(version, invite.json, self.own.server_name, self.own.current)
             return parse_pdu(version, signed)
         except ProtocolError as error:
-            raise InvalidParam(str(error)) from None
+            raise InvalidParam(f"the event cannot take this server's signature: {error}") from None
 
     async def _stripped(self, version: RoomVersion, invite: Pdu, entries: Any) -> list[JsonObject]:
         """What the invited user sees of the room, as the inviting server has it. Raises InvalidParam."""
@@ -244,9 +244,14 @@ class OutOfBand:
                     try:
                         return await self._leave_through(server_name, user_id, standing.room, content)
                     except (FederationError, ProtocolError) as error:
-                        log.info("an invite to %s is not rejected there: %s", standing.room.room_id, error)
+                        room_id = standing.room.room_id
+                        log.info(
+                            "an invite to %s is not rejected through %r: %s", room_id, server_name, error
+                        )
         except TimeoutError:
-            log.info("an invite to %s is not rejected there: it takes too long", standing.room.room_id)
+            log.info(
+                "an invite to %s is not rejected through others: that takes too long", standing.room.room_id
+            )
         return None
 
     async def _leave_through(
@@ -258,7 +263,7 @@ class OutOfBand:
         """
         answer = await room_requests.make_leave(self.client, server_name, room.room_id, user_id)
         if version_of_template(answer) is not room.version:
-            raise InvalidEvent(f"{server_name} takes it for a room of another version")
+            raise InvalidEvent("it takes the room for one of another version")
         leave = build_from_template(
             room.version,
             answer.get("event"),
@@ -311,9 +316,11 @@ def _check_path(version: RoomVersion, request: InviteRequest) -> None:
     try:
         event_id = event_id_of(version, request.event)
     except ProtocolError as error:
-        raise InvalidParam(str(error)) from None
-    if (request.event.get("room_id"), event_id) != (request.room_id, request.event_id):
-        raise InvalidParam("the event is another one than the path names")
+        raise InvalidParam(f"the event cannot be read: {error}") from None
+    if request.event.get("room_id") != request.room_id:
+        raise InvalidParam(f"room_id is not {request.room_id}, which the path names")
+    if event_id != request.event_id:
+        raise InvalidParam(f"the event is {event_id}, but the path names {request.event_id}")
 
 
 def _is_user_of(value: object, server_name: ServerName) -> bool:

@@ -125,7 +125,7 @@ class RemoteInvites:
         assert create is not None
         is_closed = create.content.get("m.federate") is False
         if is_closed and server_name_of(draft.state_key) != server_name_of(create.sender):
-            raise Forbidden("this room is not for users of other servers")
+            raise Forbidden("m.federate of this room keeps users of other servers out: make another room")
         current = changed_or_current(head, event)
         keys = [*((event_type, "") for event_type in STRIPPED), ("m.room.member", sender)]
         state = head.events(keys)
@@ -177,7 +177,7 @@ def _refusal(error: FederationError, version: RoomVersion) -> MatrixError:
             return InviteBlocked("this user does not want to be invited")
         case RequestRefused(status=400 | 404, errcode=errcode) if errcode in _OTHER_VERSION:
             return UnsupportedRoomVersion(
-                f"{error.destination} does not speak room version {version.version}"
+                f"{error.destination} does not speak room version {version.version}: make a room of another"
             )
         case _:
             missing, refused = (

@@ -224,12 +224,12 @@ class ResidentRooms:
         try:
             return sign_event(version, event, self._server_name, self._own.current)
         except ProtocolError as error:
-            raise InvalidParam(str(error)) from None
+            raise InvalidParam(f"the event cannot take this server's signature: {error}") from None
 
     async def _verified(self, room: RoomRef, event_id: EventId, event: JsonObject) -> Pdu:
         [pdu] = await self._gate.verify(room.version, [event], pushed=True, event_ids=[event_id])
         if isinstance(pdu, RefusedPdu):
-            raise InvalidParam(pdu.reason)
+            raise InvalidParam(f"the event is refused: {pdu.reason}")
         return pdu
 
     async def _check_conditions(self, room: RoomRef, pdu: Pdu) -> None:
@@ -257,7 +257,7 @@ class ResidentRooms:
         async with self._database.connection() as tx:
             row = await room_timeline.find(tx, room.nid, pdu.event_id)
             if row is None:  # it came before, and was refused
-                raise Forbidden("this event was refused")
+                raise Forbidden(f"{pdu.event_id} was refused before: begin again with make_join")
             entries = await room_state.whole(tx, row.state_before(room))
             servers = await room_servers.intervals(tx, {room.nid: row.seq}) if omit_members else {}
         state = list((entries if kept is None else kept.of(entries)).values())
@@ -295,23 +295,23 @@ class ResidentRooms:
 
 def _check_user(origin: ServerName, user_id: UserId) -> None:
     if server_name_of(user_id) != origin:
-        raise Forbidden("this is not a user of your server")
+        raise Forbidden(f"{user_id} is no user of {origin}, which signed the request")
 
 
 def _check_membership(origin: ServerName, room_id: RoomId, event: JsonObject, membership: str) -> None:
     """Check that an event says of a user of the origin what it should, before anything is looked up."""
     sender, content = event.get("sender"), event.get("content")
     if event.get("type") != "m.room.member":
-        raise InvalidParam("the event is no m.room.member")
+        raise InvalidParam("type is not m.room.member")
     if event.get("room_id") != room_id:
-        raise InvalidParam("the event is of another room")
+        raise InvalidParam(f"room_id is not {room_id}, which the path names")
     if not isinstance(content, dict) or content.get("membership") != membership:
-        raise InvalidParam(f"the event is no {membership}")
+        raise InvalidParam(f"content.membership is not {membership}")
     if not isinstance(sender, str) or not is_user_id(sender) or event.get("state_key") != sender:
-        raise InvalidParam("sender and state_key are not the same user")
+        raise InvalidParam("state_key is not the user ID of the sender")
     if server_name_of(sender) != origin:
-        raise InvalidParam("the sender is not a user of your server")
+        raise InvalidParam(f"sender is no user of {origin}, which signed the request")
 
 
 def _not_here(room_id: RoomId) -> NotFound:
-    return NotFound(f"{room_id} is not known here")
+    return NotFound(f"this server is not in {room_id}: ask one that is")

@@ -103,8 +103,8 @@ def check_conditions(head: RoomHead, helpers: Helpers) -> None:
     if not helpers.joined.isdisjoint(allowed):
         return
     if helpers.known is not None and not helpers.known.issuperset(allowed):
-        raise UnableToAuthoriseJoin("this server is in none of the rooms of yours whose members may join")
-    raise Forbidden("you are in none of the rooms whose members may join")
+        raise UnableToAuthoriseJoin("this server is not in all rooms whose members may join: ask one that is")
+    raise Forbidden("you are in none of the rooms whose members may join: join one, or be invited")
 
 
 def authoriser(head: RoomHead, helpers: Helpers, server_name: ServerName) -> UserId:
@@ -128,4 +128,4 @@ def authoriser(head: RoomHead, helpers: Helpers, server_name: ServerName) -> Use
     for (_, candidate), member in members.items():
         if member.membership == "join":
             return UserId(candidate)
-    raise UnableToGrantJoin("nobody on this server may let you in")
+    raise UnableToGrantJoin("nobody of this server has the power to invite: join through another")

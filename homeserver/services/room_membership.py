@@ -78,7 +78,9 @@ class RoomMembership:
         standing = await self.out_of_band.standing(user_id, room_id)
         if standing is None or not standing.is_ours:
             if requester.is_guest:
-                raise GuestAccessForbidden("guests enter only rooms that this server is in")
+                raise GuestAccessForbidden(
+                    "guests enter only rooms that this server is in: register an account"
+                )
             servers = [*_inviting_server(standing), *via]
             try:
                 return await self.remote_joins.join(user_id, room_id, content, servers)
@@ -87,7 +89,9 @@ class RoomMembership:
             except BadGateway:
                 if servers:
                     raise
-                raise NotFound(f"{room_id} is not known here, nor a server that is in it") from None
+                raise NotFound(
+                    f"{room_id} is not known here: name a server that is in it, with via"
+                ) from None
         kept_out_of = None if standing is None else standing.kept_out_of
         try:
             return await self._join_here(requester, room_id, content, kept_out_of)

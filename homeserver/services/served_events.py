@@ -86,7 +86,9 @@ class ServedEvents:
                 texts.append(text)
                 size_bytes += len(text)
             if size_bytes > max_bytes:
-                raise TooLarge("these are too many events for one answer")
+                raise TooLarge(
+                    f"the events have more than {max_bytes} bytes: ask for their IDs first, then for each"
+                )
         return texts
 
     def json(self, room: RoomRef, row: TimelineRow, pdu: Pdu) -> bytes:

@@ -40,7 +40,7 @@ class ServerAccess:
             access = await _in_room(tx, origin, room_id)
             acl = await self._acl(tx, access)
         if acl is not None and not acl.allows(origin):
-            raise _denied()
+            raise denied_by_acl()
         return access.room
 
     async def check_is_in_room(self, origin: ServerName, room_id: RoomId) -> RoomRef:
@@ -51,7 +51,7 @@ class ServerAccess:
     async def check_acl(self, server_name: ServerName, room_id: RoomId) -> None:
         """Raise Forbidden where the ACL of a room denies a server, in the room or not."""
         if not await self.acl_allows(server_name, room_id):
-            raise _denied()
+            raise denied_by_acl()
 
     async def acl_allows(self, server_name: ServerName, room_id: RoomId) -> bool:
         """Whether a room's ACL allows a server, in the room or not; true where there is none."""
@@ -80,9 +80,10 @@ class ServerAccess:
 async def _in_room(tx: Transaction, origin: ServerName, room_id: RoomId) -> RoomAccess:
     access = await server_access.load(tx, room_id, origin)
     if access is None or not access.is_in_room:
-        raise Forbidden("your server is not in this room")
+        raise Forbidden(f"{origin} is not in this room, as far as this server knows: join it first")
     return access
 
 
-def _denied() -> Forbidden:
-    return Forbidden("the server ACL of this room denies your server")
+def denied_by_acl() -> Forbidden:
+    """The error for a server that a room's ACL shuts out."""
+    return Forbidden("m.room.server_acl of this room denies your server: ask those who may change it")
