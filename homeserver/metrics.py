@@ -54,10 +54,6 @@ class Metrics:
         self.stream_position = self._gauge("lair_stream_position", "Newest position of each stream")
         self.queue_length = self._gauge("lair_queue_length", "Entries that wait in each queue")
         self.cache_entries = self._gauge("lair_cache_entries", "Entries in each cache")
-        self.cache_hits = self._counter("lair_cache_hits_total", "Look-ups that each cache answered")
-        self.cache_misses = self._counter(
-            "lair_cache_misses_total", "Look-ups that each cache did not answer"
-        )
         self.edus_dropped = self._counter(
             "lair_edus_dropped_total", "EDUs of other servers that were not understood"
         )
