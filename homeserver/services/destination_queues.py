@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Final
 
 from homeserver.protocol.identifiers import ServerName
@@ -57,8 +58,8 @@ class DestinationQueues:
         queues = [self.live(server) for server in servers]
         for queue in queues:
             queue.add(event, self.position)
-        while self._budget.is_exceeded and (slowest := self._slowest()) is not None:
-            slowest.fall_behind()
+        if self._budget.is_exceeded:
+            self._relieve()
         return queues
 
     def fall_behind(self) -> None:
@@ -80,6 +81,10 @@ class DestinationQueues:
         """How many positions the server that is furthest behind lacks."""
         return self.position - min((queue.sent for queue in self._queues.values()), default=self.position)
 
-    def _slowest(self) -> DestinationQueue | None:
-        holding = [queue for queue in self._queues.values() if queue.oldest is not None]
-        return min(holding, key=lambda queue: queue.oldest or 0, default=None)
+    def _relieve(self) -> None:
+        """Let go of events, the slowest queues first, until they are few enough."""
+        holding = [(queue.oldest, queue) for queue in self._queues.values() if queue.oldest is not None]
+        for _, queue in sorted(holding, key=itemgetter(0)):
+            if not self._budget.is_exceeded:
+                break
+            queue.fall_behind()

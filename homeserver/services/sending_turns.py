@@ -66,11 +66,16 @@ class SendingTurns:
         if queue.is_settled and not queue.greets:
             self._queues.drop(queue)
             return
-        retry_ts = self._destinations.retry_ts(queue.server.name)
-        if (retry_ts or 0) > self._clock() or queue.not_before > asyncio.get_running_loop().time():
+        retry_ts, loop = self._destinations.retry_ts(queue.server.name), asyncio.get_running_loop()
+        if retry_ts is not None and retry_ts > self._clock():
             queue.fall_behind()
-            queue.turn, queue.retry_ts = Turn.WAITING, retry_ts or 0
-            heappush(self._waiting, (queue.retry_ts, next(self._numbers), queue))
+            queue.turn, queue.retry_ts = Turn.WAITING, retry_ts
+            heappush(self._waiting, (retry_ts, next(self._numbers), queue))
+            return
+        if queue.not_before > loop.time():
+            queue.fall_behind()
+            queue.turn = Turn.WAITING
+            loop.call_at(queue.not_before, self._wake, queue)
             return
         queue.turn = Turn.READY
         (self._ready if retry_ts is None and not queue.failures else self._ready_again).append(queue)
@@ -79,9 +84,8 @@ class SendingTurns:
     def heard(self, server_name: ServerName) -> None:
         """A server that failed was heard from: it need not wait any longer."""
         queue = self._queues.get(server_name)
-        if queue is not None and queue.turn is Turn.WAITING:
-            queue.turn = Turn.NONE
-            self.schedule(queue)
+        if queue is not None:
+            self._wake(queue)
 
     def retry(self) -> None:
         """Give those who wait their turn if their time has come. To be called again and again."""
@@ -92,6 +96,12 @@ class SendingTurns:
                 queue.turn = Turn.NONE
                 due.append(queue)
         for queue in due:
+            self.schedule(queue)
+
+    def _wake(self, queue: DestinationQueue) -> None:
+        """Look again whether a queue that waits may have its turn."""
+        if queue.turn is Turn.WAITING:
+            queue.turn = Turn.NONE
             self.schedule(queue)
 
     def _start_ready(self) -> None:

@@ -93,7 +93,8 @@ class _Scan:
         own_end = self.range.section.user_room.event_nid if self.range.section.kind == "leave" else None
         if len(visible) == len(entries) or own_end is None:
             return list(visible)
-        return [entry for entry in entries if entry in visible or entry.nid == own_end]
+        shown = {own_end, *(entry.nid for entry in visible)}
+        return [entry for entry in entries if entry.nid in shown]
 
     def keep(self, entries: Sequence[TimelineEntry]) -> None:
         """Of those, the ones that the filter lets through."""
