@@ -172,11 +172,10 @@ async def _nids_of_named(
     if not named:
         return {}
     found = await tx.fetch(
-        "SELECT event_id, nid FROM events WHERE event_id = ANY($2::bytea[]) AND room_nid = $1",
-        room_nid,
+        "SELECT room_nid, event_id, nid FROM events WHERE event_id = ANY($1::bytea[])",
         [stored_id for stored_ids in named.values() for stored_id in stored_ids],
     )
-    nids = {row["event_id"]: row["nid"] for row in found}
+    nids = {row["event_id"]: row["nid"] for row in found if row["room_nid"] == room_nid}
     return {
         nid: [nids[stored_id] for stored_id in stored_ids if stored_id in nids]
         for nid, stored_ids in named.items()

@@ -75,24 +75,25 @@ async def joined_users_of_server(
     """Some joined members of a room who belong to a server."""
     query = """
         SELECT s FROM memberships JOIN rooms ON rooms.nid = room_nid JOIN atoms ON atoms.nid = user_nid
-        WHERE room_id = $1 AND membership = 1 AND right(convert_from(s, 'UTF8'), length($2) + 1) = ':' || $2
-        LIMIT $3
+        WHERE room_id = $1 AND membership = 1 AND server_nid = (SELECT nid FROM atoms WHERE s = $2) LIMIT $3
     """
-    return [UserId(row["s"].decode()) for row in await tx.fetch(query, room_id, server_name, most)]
+    return [UserId(row["s"].decode()) for row in await tx.fetch(query, room_id, server_name.encode(), most)]
 
 
 async def servers_of(tx: Transaction, room_id: RoomId, most: int) -> list[ServerName]:
     """Servers of joined members of a room, those with the most first; of a large room, of some members."""
     query = """
-        SELECT substring(convert_from(s, 'UTF8') FROM ':(.*)') AS server_name FROM (
-            SELECT user_nid FROM memberships JOIN rooms ON rooms.nid = room_nid
-            WHERE room_id = $1 AND membership = 1 LIMIT $3
-        ) AS members
-        JOIN atoms ON atoms.nid = user_nid
-        GROUP BY server_name ORDER BY count(*) DESC, server_name LIMIT $2
+        SELECT s FROM (
+            SELECT server_nid, count(*) AS members FROM (
+                SELECT server_nid FROM memberships JOIN rooms ON rooms.nid = room_nid
+                WHERE room_id = $1 AND membership = 1 LIMIT $3
+            ) AS counted
+            GROUP BY server_nid ORDER BY members DESC, server_nid LIMIT $2
+        ) AS servers
+        JOIN atoms ON atoms.nid = server_nid ORDER BY members DESC, server_nid
     """
     rows = await tx.fetch(query, room_id, most, COUNTED_MEMBERS)
-    return [ServerName(row["server_name"]) for row in rows]
+    return [ServerName(row["s"].decode()) for row in rows]
 
 
 async def forget(tx: Transaction, user_nid: int, room_id: RoomId) -> bool:

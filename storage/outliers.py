@@ -81,7 +81,7 @@ async def _apply_redactions(tx: Transaction, room_nid: int, nids: Collection[int
     await tx.execute(
         """
         SELECT apply_redactions($2::bigint[], '{}', '{}', '{}')
-        WHERE EXISTS (SELECT FROM redactions WHERE room_nid = $1)
+        WHERE (SELECT target FROM redactions WHERE room_nid = $1 ORDER BY target LIMIT 1) IS NOT NULL
         """,
         room_nid,
         list(nids),

@@ -174,8 +174,8 @@ async def write_servers(tx: Transaction, room_nid: int, server_nids: Collection[
     """Store which servers were in the room before the join."""
     await tx.execute(
         """
-        INSERT INTO room_servers (room_nid, server_nid, from_seq, from_pos)
-        SELECT $1, server.nid, 0, 0 FROM unnest($2::bigint[]) AS server(nid)
+        INSERT INTO room_servers (room_nid, server_nid, from_seq)
+        SELECT $1, server.nid, 0 FROM unnest($2::bigint[]) AS server(nid)
         """,
         room_nid,
         sorted(server_nids),

@@ -32,15 +32,6 @@ class Interval(NamedTuple):
         return self.from_seq < seq and (self.to_seq is None or seq <= self.to_seq)
 
 
-async def present(tx: Transaction, room_nid: int) -> list[Server]:
-    """The servers that are in a room now, this one included."""
-    query = """
-        SELECT server_nid, s FROM room_servers JOIN atoms ON atoms.nid = server_nid
-        WHERE room_nid = $1 AND to_seq IS NULL ORDER BY server_nid
-    """
-    return [_server(nid, name) for nid, name in await tx.fetch(query, room_nid)]
-
-
 async def left_at(tx: Transaction, room_id: RoomId, server_nid: int) -> int | None:
     """The position of the stream at which a server left a room; None where it never did, or is there."""
     query = """
@@ -75,21 +66,22 @@ async def intervals(tx: Transaction, rooms: Mapping[int, int]) -> dict[int, list
 async def with_news(tx: Transaction, after: int) -> list[Server]:
     """The servers that may be owed something after a position of the stream, this one included.
 
-    Of each room only the newest event is looked at.
+    Of each room only the first event after it is looked at; in pairs, as in `seq_at_sql`.
     """
     rows = await tx.fetch(
         """
-        WITH newest AS MATERIALIZED (
-            SELECT room.room_nid, event.pos
+        WITH busy AS MATERIALIZED (
+            SELECT room.room_nid
             FROM (SELECT DISTINCT room_nid FROM room_servers) AS room
             CROSS JOIN LATERAL (
-                SELECT pos FROM stream WHERE kind = 1 AND stream.room_nid = room.room_nid
-                ORDER BY pos DESC LIMIT 1
+                SELECT stream.room_nid FROM stream
+                WHERE kind = 1 AND (stream.room_nid, pos) > (room.room_nid, $1)
+                ORDER BY stream.room_nid, pos LIMIT 1
             ) AS event
-            WHERE event.pos > $1
+            WHERE event.room_nid = room.room_nid
         )
         SELECT nid, s FROM atoms WHERE nid IN (
-            SELECT server_nid FROM room_servers JOIN newest USING (room_nid)
+            SELECT server_nid FROM room_servers JOIN busy USING (room_nid)
             WHERE to_pos IS NULL OR to_pos > $1
             UNION
             SELECT server_nid FROM fed_extra WHERE pos > $1

@@ -10,8 +10,9 @@ from typing import Final, NamedTuple, TypeAlias
 
 from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
 from homeserver.protocol.events import Pdu, stored_pdu
-from homeserver.protocol.identifiers import EventId
+from homeserver.protocol.identifiers import EventId, RoomId
 from homeserver.protocol.redaction import redact
+from homeserver.protocol.room_versions import room_version
 from storage import state_deltas
 from storage.database import Transaction
 from storage.event_codec import decode_event
@@ -125,18 +126,31 @@ async def read_forwards(
 
 async def find(tx: Transaction, room_nid: int, event_id: EventId) -> TimelineRow | None:
     """A live event of a room by its ID; None for one that is not there, or that no client sees."""
-    query = f"""
-        SELECT {_COLUMNS} FROM events
-        WHERE event_id = $2 AND room_nid = $1 AND room_seq IS NOT NULL AND flags & $3 = 0
-    """  # noqa: S608
-    row = await tx.fetchrow(query, room_nid, encode_event_id(event_id), EventFlag.NOT_FOR_CLIENTS)
-    return None if row is None else TimelineRow(*row)
+    for room, row in await by_stored_ids(tx, [encode_event_id(event_id)]):
+        if room.nid == room_nid and row.seq > 0 and not row.flags & EventFlag.NOT_FOR_CLIENTS:
+            return row
+    return None
 
 
 async def by_nids(tx: Transaction, nids: Collection[int]) -> dict[int, TimelineRow]:
     """Events by their numbers, whether they have a place in the timeline or not."""
     query = f"SELECT {_COLUMNS} FROM events WHERE nid = ANY($1::bigint[])"  # noqa: S608
     return {row[0]: TimelineRow(*row) for row in await tx.fetch(query, list(nids))}
+
+
+async def by_stored_ids(tx: Transaction, stored_ids: Collection[bytes]) -> list[tuple[RoomRef, TimelineRow]]:
+    """Events by the stored forms of their IDs, whether they have a place in a timeline or not.
+
+    The caller checks the room: a query that names it might look for the events among all those of the room.
+    """
+    query = f"""
+        SELECT rooms.nid, room_id, version, {_COLUMNS}
+        FROM events JOIN rooms ON rooms.nid = events.room_nid WHERE event_id = ANY($1::bytea[])
+    """  # noqa: S608
+    return [
+        (RoomRef(room_nid, RoomId(room_id), room_version(version)), TimelineRow(*columns))
+        for room_nid, room_id, version, *columns in await tx.fetch(query, stored_ids)
+    ]
 
 
 async def replaced(tx: Transaction, room_nid: int, rows: Iterable[TimelineRow]) -> dict[int, TimelineRow]:
@@ -190,9 +204,22 @@ async def redactions(
     return [(target, TimelineRow(*columns)) for target, *columns in found]
 
 
+def seq_at_sql(room: str, pos: str) -> str:
+    """SQL for the greatest room_seq of a room at or before a position of the stream; 0 where there is none.
+
+    In pairs, because only the index of the rooms has their order: asked for the newest position alone,
+    PostgreSQL might go back through those of all rooms.
+    """
+    return f"""
+        coalesce((
+            SELECT CASE WHEN newest.room_nid = {room} THEN newest.room_seq END FROM (
+                SELECT room_nid, room_seq FROM stream WHERE kind = 1 AND (room_nid, pos) <= ({room}, {pos})
+                ORDER BY room_nid DESC, pos DESC LIMIT 1
+            ) AS newest
+        ), 0)
+    """  # noqa: S608
+
+
 async def seq_at(tx: Transaction, room_nid: int, pos: int) -> int:
     """The greatest room_seq at or before a position of the stream; 0 where there is none."""
-    query = """
-        SELECT room_seq FROM stream WHERE kind = 1 AND room_nid = $1 AND pos <= $2 ORDER BY pos DESC LIMIT 1
-    """
-    return await tx.fetchval(query, room_nid, pos) or 0
+    return int(await tx.fetchval(f"SELECT {seq_at_sql('$1', '$2')}", room_nid, pos))

@@ -19,6 +19,7 @@ from storage.database import Transaction
 from storage.event_codec import decode_event
 from storage.event_flags import EventFlag
 from storage.room_servers import Server
+from storage.room_timeline import seq_at_sql
 
 _ALL_OTHERS: Final = 0
 
@@ -88,24 +89,24 @@ async def due(tx: Transaction, server_nid: int, after: int, upto: int, most: int
     Where that is nothing it costs a look at the index for each room that the server is, or lately was, in.
     """
     rows = await tx.fetch(
-        """
+        f"""
         WITH due AS MATERIALIZED (
-            SELECT owed.pos, owed.ref AS nid
+            SELECT owed.nid, (
+                SELECT pos FROM stream
+                WHERE kind = 1 AND stream.room_nid = there.room_nid AND stream.room_seq = owed.room_seq
+            ) AS pos
             FROM room_servers AS there
             JOIN rooms ON rooms.nid = there.room_nid
             CROSS JOIN LATERAL (
-                SELECT stream.pos, stream.ref
-                FROM stream JOIN events ON events.nid = stream.ref
-                WHERE stream.kind = 1 AND stream.room_nid = there.room_nid
-                  AND stream.pos > $2 AND stream.pos <= $3
-                  AND stream.room_seq > there.from_seq
-                  AND (there.to_seq IS NULL OR stream.room_seq <= there.to_seq)
-                  AND events.flags & $5 <> 0
-                ORDER BY stream.pos LIMIT $4
+                SELECT nid, room_seq FROM events
+                WHERE events.room_nid = there.room_nid AND events.flags & {EventFlag.FED} <> 0
+                  AND room_seq > greatest(there.from_seq, {seq_at_sql("there.room_nid", "$2")})
+                  AND room_seq <= least(there.to_seq, {seq_at_sql("there.room_nid", "$3")})
+                ORDER BY room_seq LIMIT $4
             ) AS owed
             WHERE there.server_nid = $1 AND (there.to_pos IS NULL OR there.to_pos > $2)
             UNION ALL
-            SELECT extra.pos, extra.event_nid
+            SELECT extra.event_nid, extra.pos
             FROM fed_extra AS extra
             JOIN events ON events.nid = extra.event_nid
             JOIN rooms ON rooms.nid = events.room_nid
@@ -117,12 +118,11 @@ async def due(tx: Transaction, server_nid: int, after: int, upto: int, most: int
         JOIN events ON events.nid = due.nid
         JOIN rooms ON rooms.nid = events.room_nid
         ORDER BY due.pos
-        """,
+        """,  # noqa: S608
         server_nid,
         after,
         upto,
         most,
-        EventFlag.FED,
     )
     return [DueEvent(*row) for row in rows]
 

@@ -8,21 +8,15 @@ older ones leads over them, but never served.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Final
 
 from homeserver.protocol.errors import InvalidIdentifier
 from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
-from homeserver.protocol.identifiers import EventId, RoomId
-from homeserver.protocol.room_versions import room_version
+from homeserver.protocol.identifiers import EventId
 from storage import room_timeline
 from storage.database import Transaction
 from storage.event_flags import EventFlag
 from storage.room_heads import RoomRef
 from storage.room_timeline import TimelineRow
-
-_HAS_STATE: Final = f"""
-    (events.room_seq IS NOT NULL OR events.state_ver IS NOT NULL) AND events.flags & {EventFlag.HIDDEN} = 0
-"""
 
 
 def is_served(row: TimelineRow) -> bool:
@@ -32,25 +26,16 @@ def is_served(row: TimelineRow) -> bool:
 
 async def find(tx: Transaction, room_nid: int, event_ids: Iterable[str]) -> list[TimelineRow]:
     """Those of some events that a room has and whose state before them is known."""
-    query = f"SELECT nid FROM events WHERE event_id = ANY($2::bytea[]) AND room_nid = $1 AND {_HAS_STATE}"  # noqa: S608
-    rows = await tx.fetch(query, room_nid, _stored_ids(event_ids))
-    return list((await room_timeline.by_nids(tx, [row["nid"] for row in rows])).values()) if rows else []
+    found = await room_timeline.by_stored_ids(tx, _stored_ids(event_ids))
+    return [row for room, row in found if room.nid == room_nid and _is_found(row)]
 
 
 async def find_in_any_room(tx: Transaction, event_id: EventId) -> tuple[RoomRef, TimelineRow] | None:
     """An event and its room, as `find` finds it, or the outlier that is or was part of the room's state."""
-    query = f"""
-        SELECT events.nid, room_nid, room_id, version FROM events JOIN rooms ON rooms.nid = room_nid
-        WHERE event_id = ANY($1::bytea[]) AND ({_HAS_STATE} OR EXISTS (
-            SELECT FROM room_state_log AS log
-            WHERE log.room_nid = events.room_nid AND log.type_nid = events.type_nid
-              AND log.skey_nid = events.skey_nid AND log.event_nid = events.nid))
-    """  # noqa: S608
-    row = await tx.fetchrow(query, _stored_ids([event_id]))
-    if row is None:
-        return None
-    room = RoomRef(row["room_nid"], RoomId(row["room_id"]), room_version(row["version"]))
-    return room, (await room_timeline.by_nids(tx, [row["nid"]]))[row["nid"]]
+    for room, row in await room_timeline.by_stored_ids(tx, _stored_ids([event_id])):
+        if _is_found(row) or await _was_in_state(tx, room.nid, row):
+            return room, row
+    return None
 
 
 async def newest_change(tx: Transaction, room_nid: int, ver: int) -> int:
@@ -62,9 +47,8 @@ async def newest_change(tx: Transaction, room_nid: int, ver: int) -> int:
 
 async def nid_of(tx: Transaction, room_nid: int, event_id: EventId) -> int | None:
     """The number of a room's event, whatever its place; None for one that is not stored."""
-    query = "SELECT nid FROM events WHERE event_id = ANY($2::bytea[]) AND room_nid = $1"
-    nid: int | None = await tx.fetchval(query, room_nid, _stored_ids([event_id]))
-    return nid
+    found = await room_timeline.by_stored_ids(tx, _stored_ids([event_id]))
+    return next((row.nid for room, row in found if room.nid == room_nid), None)
 
 
 async def ids(tx: Transaction, nids: Collection[int]) -> list[EventId]:
@@ -75,6 +59,19 @@ async def ids(tx: Transaction, nids: Collection[int]) -> list[EventId]:
         EventFlag.REJECTED,
     )
     return [decode_event_id(row["event_id"]) for row in rows]
+
+
+def _is_found(row: TimelineRow) -> bool:
+    return row.has_state_before and not row.flags & EventFlag.HIDDEN
+
+
+async def _was_in_state(tx: Transaction, room_nid: int, row: TimelineRow) -> bool:
+    """Whether an event is or was part of its room's state."""
+    if row.skey_nid is None:
+        return False
+    query = "SELECT event_nid FROM room_state_log WHERE room_nid = $1 AND type_nid = $2 AND skey_nid = $3"
+    entries = await tx.fetch(query, room_nid, row.type_nid, row.skey_nid)
+    return any(entry["event_nid"] == row.nid for entry in entries)
 
 
 def _stored_ids(event_ids: Iterable[str]) -> list[bytes]:

@@ -38,10 +38,11 @@ async def load(tx: Transaction, room_id: RoomId, server_name: ServerName | None)
     row = await tx.fetchrow(
         """
         SELECT rooms.nid, version, acl.nid AS acl_nid, acl.flags AS acl_flags,
-            EXISTS (
-                SELECT FROM room_servers JOIN atoms ON atoms.nid = server_nid
-                WHERE s = $2 AND room_nid = rooms.nid AND to_seq IS NULL
-            ) AS is_in_room
+            (
+                SELECT max(from_seq) FROM room_servers
+                WHERE room_nid = rooms.nid AND server_nid = (SELECT nid FROM atoms WHERE s = $2)
+                  AND to_seq IS NULL
+            ) IS NOT NULL AS is_in_room
         FROM rooms
         LEFT JOIN LATERAL (
             SELECT event_nid FROM room_state_log

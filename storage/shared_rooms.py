@@ -27,8 +27,8 @@ class SharedRoom:
 
 _COLUMNS: Final = """
     nid, room_id, version,
-    EXISTS (SELECT FROM room_servers WHERE room_nid = nid AND server_nid = $2 AND to_seq IS NULL)
-        AS is_resident,
+    (SELECT max(from_seq) FROM room_servers WHERE room_nid = nid AND server_nid = $2 AND to_seq IS NULL)
+        IS NOT NULL AS is_resident,
     EXISTS (SELECT FROM room_joins WHERE room_nid = nid) AS is_joining
 """
 

@@ -183,10 +183,10 @@ class Stream:
             """
             SELECT log.room_nid, log.ver, log.type_nid, log.skey_nid, log.event_nid,
                    event_types.name, atoms.s, older.event_nid AS before_nid,
-                   coalesce(log.type_nid = $4 AND log.event_nid <> 0 AND NOT EXISTS (
-                       SELECT FROM memberships AS member
+                   log.type_nid = $4 AND log.event_nid <> 0 AND coalesce((
+                       SELECT member.pos < event.pos FROM memberships AS member
                        WHERE member.user_nid = log.skey_nid AND member.room_nid = log.room_nid
-                         AND member.pos >= event.pos), false) AS keeps_out
+                   ), true) AS keeps_out
             FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS event(room_nid, seq, pos)
             JOIN room_state_log AS log ON log.room_nid = event.room_nid AND log.ver = event.seq
             JOIN event_types ON event_types.nid = log.type_nid

@@ -14,6 +14,7 @@ from storage.database import Transaction
 from storage.dictionaries import MEMBER_TYPE_NID
 from storage.event_flags import EventFlag
 from storage.packed_state import REMOVED, Key, PackedState, StateEntries
+from storage.room_timeline import seq_at_sql
 
 
 class TimelineEntry(NamedTuple):
@@ -62,12 +63,10 @@ class StateNumber(NamedTuple):
 async def seqs_at(tx: Transaction, positions: Sequence[tuple[int, int]]) -> list[int]:
     """For each (room, stream position): the greatest room_seq at or before it, 0 where there is none."""
     rows = await tx.fetch(
-        """
-        SELECT coalesce((
-            SELECT room_seq FROM stream WHERE kind = 1 AND room_nid = at.room_nid AND pos <= at.pos
-            ORDER BY pos DESC LIMIT 1), 0) AS seq
+        f"""
+        SELECT {seq_at_sql("at.room_nid", "at.pos")} AS seq
         FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS at(room_nid, pos, i) ORDER BY i
-        """,
+        """,  # noqa: S608
         [room_nid for room_nid, _ in positions],
         [pos for _, pos in positions],
     )

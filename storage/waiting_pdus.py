@@ -14,19 +14,18 @@ from storage.event_codec import CODEC, decode_event, encode_event
 from storage.room_heads import RoomRef
 
 
-async def add(tx: Transaction, room_nid: int, origin: ServerName, pdus: Sequence[Pdu], recv_ts: int) -> None:
+async def add(tx: Transaction, room_nid: int, origin: ServerName, pdus: Sequence[Pdu]) -> None:
     """Let events wait, behind those that wait already."""
     query = """
-        INSERT INTO waiting_pdus (room_nid, event_id, origin, recv_ts, json)
-        SELECT $1, waiting.event_id, $2, $3, waiting.json
-        FROM unnest($4::bytea[], $5::bytea[]) AS waiting(event_id, json)
+        INSERT INTO waiting_pdus (room_nid, event_id, origin, json)
+        SELECT $1, waiting.event_id, $2, waiting.json
+        FROM unnest($3::bytea[], $4::bytea[]) AS waiting(event_id, json)
         ON CONFLICT DO NOTHING
     """
     await tx.execute(
         query,
         room_nid,
         origin,
-        recv_ts,
         [encode_event_id(pdu.event_id) for pdu in pdus],
         [encode_event(canonical_json(pdu.json)) for pdu in pdus],
     )

@@ -20,7 +20,6 @@ from homeserver.errors import Forbidden, Unavailable
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName
-from homeserver.services.clock import Clock
 from homeserver.services.event_intake import Blocked, EventIntake
 from homeserver.services.gap_filling import GapFilling
 from storage import shared_rooms, waiting_pdus
@@ -77,7 +76,6 @@ class IncomingEvents:
         intake: EventIntake,
         gaps: GapFilling,
         server_name: ServerName,
-        clock: Clock,
     ) -> None:
         self._database = database
         self._dictionaries = dictionaries
@@ -85,7 +83,6 @@ class IncomingEvents:
         self._intake = intake
         self._gaps = gaps
         self._server_name = server_name
-        self._clock = clock
         self._seen_to: dict[_Queue, bool] = {}
         """Queues that a task sees to, and whether something has been added since it last looked."""
         self._filling: WeakValueDictionary[RoomId, asyncio.Lock] = WeakValueDictionary()
@@ -150,7 +147,7 @@ class IncomingEvents:
             waiting, of_server = await waiting_pdus.counts(tx, ref.nid, origin)
             if waiting >= MAX_WAITING_IN_ROOM or of_server >= MAX_WAITING_OF_SERVER:
                 raise TooManyWait(ref.room_id, origin)
-            await waiting_pdus.add(tx, ref.nid, origin, pdus, self._clock())
+            await waiting_pdus.add(tx, ref.nid, origin, pdus)
 
     async def _see_to_waiting(self, ref: RoomRef | None) -> None:
         """See to all that waits, in one room or in all."""

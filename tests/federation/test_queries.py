@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from federation.outbound.requests import MAX_PROFILE_BYTES
-from homeserver.protocol.identifiers import ServerName
+from homeserver.protocol.identifiers import ServerName, server_name_of
 from homeserver.services.room_directory import MAX_SERVERS
 from tests.client_api.rooms import join, new_room
 from tests.clients import Client
@@ -104,14 +104,16 @@ async def test_servers_of_a_room_are_told_those_with_the_most_members_first(
     users = ["@a:tea.test:1", "@b:tea.test:1", "@c:tea.test:1", "@a:[::1]", "@b:[::1]"]
     users += [f"@a:s{number:03}.test" for number in range(MAX_SERVERS)]
     services = there.services.room_directory
-    nids = [await services.dictionaries.atoms.nid(user_id) for user_id in users]
+    atoms = services.dictionaries.atoms
+    nids = [await atoms.nid(user_id) for user_id in users]
+    server_nids = [await atoms.nid(server_name_of(user_id)) for user_id in users]
     async with services.database.connection() as tx:
         query = """
             INSERT INTO memberships (user_nid, room_nid, server_nid, membership, event_nid, pos)
-            SELECT unnest($1::bigint[]), room_nid, server_nid, membership, event_nid, pos FROM memberships
-            JOIN rooms ON rooms.nid = room_nid WHERE room_id = $2 AND membership = 1
+            SELECT unnest($1::bigint[]), room_nid, unnest($2::bigint[]), membership, event_nid, pos
+            FROM memberships JOIN rooms ON rooms.nid = room_nid WHERE room_id = $3 AND membership = 1
         """
-        await tx.execute(query, nids, room_id)
+        await tx.execute(query, nids, server_nids, room_id)
 
     told = await ask(there, peer, alias_query(alias))
     looked_up = await here.nobody.get(directory(alias))

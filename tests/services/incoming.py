@@ -73,9 +73,7 @@ async def open_incoming(database_url: str) -> AsyncIterator[IncomingStore]:
         intake = EventIntake(store.database, store.dictionaries, store.persister, forks, extremities, SERVER)
         nobody: Any = NobodyElse()
         gaps = GapFilling(store.database, store.persister, intake, nobody, SERVER)
-        incoming = IncomingEvents(
-            store.database, store.dictionaries, store.persister, intake, gaps, SERVER, now_ms
-        )
+        incoming = IncomingEvents(store.database, store.dictionaries, store.persister, intake, gaps, SERVER)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(incoming.run())
             try:
