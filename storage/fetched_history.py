@@ -1,8 +1,8 @@
 """History that was fetched later: where it is missing, and giving it its place.
 
 It stands at (room_seq, -1), (room_seq, -2), ... before the live event of a gap, the oldest last. Of all that
-is missing there table missing_prev has a row with that live event as the child, whichever event names it. A
-row whose event has come meanwhile, by another way, means nothing.
+is missing there table missing_prev has a row with that live event as the child, whichever event names it. The
+rows of an event go when it gets its place. One that was written just then, by somebody else, means nothing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,31 @@ from storage.event_flags import EventFlag
 from storage.room_timeline import TimelineRow
 
 MAX_MISSING: Final = 1000
-"""Of a room, so many missing events are looked at."""
+"""So many missing events are looked at."""
+MAX_GAPS: Final = 200
+"""So many live events with gaps before them are looked at."""
 
-_OPEN: Final = """
-    SELECT missing.event_id, min(child.room_seq) AS seq
-    FROM missing_prev AS missing JOIN events AS child ON child.nid = missing.child_nid
-    WHERE missing.room_nid = $1 AND child.room_seq IS NOT NULL AND NOT EXISTS (
-        SELECT FROM events AS here
-        WHERE here.event_id = missing.event_id AND here.room_nid = $1
-          AND (here.room_seq IS NOT NULL OR here.state_ver IS NOT NULL))
-    GROUP BY missing.event_id
-"""
-"""What is missing, each with the first gap that it belongs to: it is older than all that name it."""
+_OPEN: Final = f"""
+    SELECT missing.event_id, gap.room_seq AS seq
+    FROM (
+        SELECT nid, room_seq FROM events
+        WHERE room_nid = $1 AND flags & {EventFlag.GAP} <> 0 AND room_seq >= $2 AND room_seq <= $3
+        ORDER BY room_seq DESC LIMIT {MAX_GAPS}
+    ) AS gap
+    CROSS JOIN LATERAL (
+        SELECT event_id FROM missing_prev WHERE child_nid = gap.nid LIMIT {MAX_MISSING}
+    ) AS missing
+    WHERE NOT coalesce((
+        SELECT here.room_nid = $1 AND (here.room_seq IS NOT NULL OR here.state_ver IS NOT NULL)
+        FROM events AS here WHERE here.event_id = missing.event_id
+    ), false) AND gap.room_seq = (
+        SELECT min(child.room_seq)
+        FROM missing_prev AS same JOIN events AS child ON child.nid = same.child_nid
+        WHERE same.room_nid = $1 AND same.event_id = missing.event_id
+    )
+"""  # noqa: S608
+"""What is missing before the newest gaps between two room_seq, each with the first gap that it belongs to: it
+is older than all that name it."""
 
 
 class Gap(NamedTuple):
@@ -41,21 +54,21 @@ class Gap(NamedTuple):
     sub: int
 
 
-async def gaps(tx: Transaction, room_nid: int) -> list[Gap]:
-    """The gaps of a room, the oldest first."""
+async def gaps(tx: Transaction, room_nid: int, first: int, last: int) -> list[Gap]:
+    """The newest gaps of a room before live events from one room_seq to another, the newest first."""
     query = f"""
         SELECT seq, (SELECT min(sub) FROM events WHERE room_nid = $1 AND room_seq = seq) AS sub
-        FROM (SELECT DISTINCT seq FROM ({_OPEN}) AS missing) AS gap ORDER BY seq
+        FROM (SELECT DISTINCT seq FROM ({_OPEN}) AS missing) AS gap ORDER BY seq DESC
     """  # noqa: S608
-    return [Gap(row["seq"], row["sub"]) for row in await tx.fetch(query, room_nid)]
+    return [Gap(row["seq"], row["sub"]) for row in await tx.fetch(query, room_nid, first, last)]
 
 
 async def missing(tx: Transaction, room_nid: int, seq: int) -> dict[EventId, int]:
     """What is known to be missing before a gap, and before older ones: each with the room_seq of its gap."""
     query = f"""
-        SELECT event_id, seq FROM ({_OPEN}) AS missing WHERE seq <= $2 ORDER BY seq DESC, event_id LIMIT $3
+        SELECT event_id, seq FROM ({_OPEN}) AS missing ORDER BY seq DESC, event_id LIMIT {MAX_MISSING}
     """  # noqa: S608
-    rows = await tx.fetch(query, room_nid, seq, MAX_MISSING)
+    rows = await tx.fetch(query, room_nid, 0, seq)
     return {decode_event_id(row["event_id"]): row["seq"] for row in rows}
 
 
@@ -135,10 +148,15 @@ async def place(
         placed = [event for event in events if event.nid in free_nids]
         await _give_places(tx, room_nid, seq, placed)
         await tx.execute(
-            "DELETE FROM missing_prev WHERE room_nid = $1 AND child_nid = $2 AND event_id = ANY($3::bytea[])",
+            """
+            DELETE FROM missing_prev
+            WHERE room_nid = $1 AND event_id = ANY($3::bytea[] || $4::bytea[])
+              AND (child_nid = $2 OR event_id = ANY($4::bytea[]))
+            """,
             room_nid,
             live_nid,
             [encode_event_id(event_id) for event_id in found],
+            [encode_event_id(event.event_id) for event in placed],
         )
         await tx.execute(
             """

@@ -120,7 +120,7 @@ class TimelineReader:
         if self.fetching is None:
             return None
         view = reading.view
-        for gap in reversed(await fetched_history.gaps(tx, view.room.nid)):
+        for gap in await fetched_history.gaps(tx, view.room.nid, reading.low[0], reading.high[0]):
             is_on_the_way = reading.low < gap <= reading.high and gap.seq not in reading.hopeless
             if is_on_the_way and self.fetching.may_fill(view.room, gap.seq):
                 after = await fetched_history.oldest_known(tx, view.room.nid, gap.seq)

@@ -1,8 +1,10 @@
 -- What is looked up in rooms of any size is found by an index, also while PostgreSQL has no statistics of a table,
 -- or those of a time when it was small: it might search all of it for a row that EXISTS, once for each room.
 
--- What a server is owed: see EventFlag.FED.
+-- What a server is owed, and where history is missing: see EventFlag.FED and GAP.
 CREATE INDEX events_fed ON events (room_nid, room_seq) WHERE flags & 4 <> 0;
+CREATE INDEX events_gap ON events (room_nid, room_seq) WHERE flags & 2 <> 0;
+CREATE INDEX missing_prev_child ON missing_prev (child_nid);
 CREATE INDEX waiting_pdus_order ON waiting_pdus (room_nid, origin, number);
 -- Of a room, what is no event: for whoever deletes all that belongs to the room.
 CREATE INDEX stream_other_rooms ON stream (room_nid) WHERE kind <> 1 AND room_nid IS NOT NULL;
@@ -10,6 +12,11 @@ CREATE INDEX stream_other_rooms ON stream (room_nid) WHERE kind <> 1 AND room_ni
 DROP INDEX stream_user;
 ALTER TABLE waiting_pdus DROP COLUMN recv_ts;
 ALTER TABLE room_servers DROP COLUMN from_pos;
+
+-- From now on a row goes when its event gets a place.
+DELETE FROM missing_prev USING events
+WHERE events.event_id = missing_prev.event_id AND events.room_nid = missing_prev.room_nid
+  AND (events.room_seq IS NOT NULL OR events.state_ver IS NOT NULL);
 
 -- Stores what a user of this server has become in a room that this server is not in: the event as an outlier, and
 -- a row of oob_membership, which one position of the stream tells of (see `persist` for the lock).

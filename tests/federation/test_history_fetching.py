@@ -12,6 +12,7 @@ import orjson
 import pytest
 from aiohttp import web
 
+from homeserver.protocol.event_hashes import encode_event_id
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId
 from homeserver.services import timeline_reading
@@ -31,6 +32,7 @@ from tests.federation.peers import (
 )
 from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.room_answers import ENDPOINTS
+from tests.federation.test_gaps import is_shown, until
 from tests.federation.test_remote_joins import join_by, joined, state_of
 from tests.servers import MovableClock, RunningServer, StartServer, running_server, unique_name
 
@@ -732,6 +734,29 @@ async def test_a_gap_in_the_middle_is_filled(
     for event_id in room.events:
         told = await get(here, peer, state_uri(room.room_id, event_id, ids=True))
         assert set(told["pdu_ids"]) == set(room.before[event_id].values()), room.events[event_id].json
+
+
+async def test_what_came_is_not_noted_as_missing_any_more_whoever_names_it(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    tea = user_of(peer, "tea")
+    [missed] = say(room, tea, "before")
+    await joined(alice, room)
+    fork = room.event(tea, "m.room.message", {"body": "a fork"}, prev=[missed.event_id])
+    await send(here, peer, [fork])
+    await until(lambda: is_shown(alice, room, fork))
+    noted = """
+        SELECT count(*) FROM missing_prev JOIN rooms ON nid = room_nid WHERE room_id = $1 AND event_id = $2
+    """
+    counts = []
+    for _ in range(2):
+        async with here.services.room_history.database.connection() as tx:
+            counts.append(await tx.fetchval(noted, room.room_id, encode_event_id(missed.event_id)))
+        found = await texts(alice, room)
+
+    assert set(found) == {"before", "a fork"}
+    assert counts == [2, 0]
 
 
 async def test_history_before_the_gap_is_reached_where_nobody_fills_it(
