@@ -1,15 +1,18 @@
 """Rooms that this server is about to enter: what is stored of them before our join is.
 
 All of it is written outside of the stream lock, in short chunks that commit by themselves: nobody looks at it
-before the join is published. What an attempt leaves that came to nothing is deleted by the next one.
+before the join is published. What an attempt leaves that came to nothing is deleted by the next one, which
+takes the lease of the room: from then on the earlier one, should it still be at work, writes nothing more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from homeserver.errors import Unavailable
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.identifiers import RoomId, UserId
 from homeserver.protocol.room_versions import RoomVersion, room_version
@@ -64,34 +67,47 @@ class PendingJoin:
     servers: Sequence[str]
 
 
-async def take_lease(tx: Transaction, room_nid: int, join: PendingJoin, now: int, leased_until: int) -> bool:
-    """Be the only one that joins a room until a time in ms; False where somebody else does."""
+class Lease(NamedTuple):
+    """What an attempt to join a room has to hold whenever it writes; it may have lost it."""
+
+    room_nid: int
+    number: int
+    """Each lease has another one."""
+
+
+class LeaseLost(Unavailable):
+    """An attempt to join a room took so long that another one has begun."""
+
+
+async def take_lease(
+    tx: Transaction, room_nid: int, join: PendingJoin, now: int, leased_until: int
+) -> Lease | None:
+    """Be the only one that joins a room until a time in ms; None where somebody else does."""
     query = """
         INSERT INTO room_joins (room_nid, leased_until, user_id, content, servers) VALUES ($1, $3, $4, $5, $6)
         ON CONFLICT (room_nid) DO UPDATE
         SET leased_until = excluded.leased_until, user_id = excluded.user_id, content = excluded.content,
-            servers = excluded.servers
-        WHERE room_joins.leased_until < $2 RETURNING true
+            servers = excluded.servers, number = excluded.number, join_nid = NULL
+        WHERE room_joins.leased_until < $2 RETURNING number
     """
     content = canonical_json(join.content)
-    return bool(
-        await tx.fetchval(query, room_nid, now, leased_until, join.user_id, content, list(join.servers))
-    )
+    number = await tx.fetchval(query, room_nid, now, leased_until, join.user_id, content, list(join.servers))
+    return None if number is None else Lease(room_nid, number)
 
 
-async def take_broken_off(tx: Transaction, now: int) -> list[tuple[int, int, PendingJoin]]:
-    """Joins whose process has died: (number of the room, how often they were tried again, the join)."""
+async def take_broken_off(tx: Transaction, now: int) -> list[tuple[Lease, int, PendingJoin]]:
+    """Joins whose process has died: (its lease, how often they were tried again, the join)."""
     rows = await tx.fetch(
         """
         UPDATE room_joins SET attempts = attempts + 1 FROM rooms
         WHERE rooms.nid = room_nid AND leased_until < $1
-        RETURNING room_nid, attempts, user_id, room_id, content, servers
+        RETURNING room_nid, number, attempts, user_id, room_id, content, servers
         """,
         now,
     )
     return [
         (
-            row["room_nid"],
+            Lease(row["room_nid"], row["number"]),
             row["attempts"],
             PendingJoin(
                 UserId(row["user_id"]),
@@ -104,14 +120,37 @@ async def take_broken_off(tx: Transaction, now: int) -> list[tuple[int, int, Pen
     ]
 
 
-async def extend_lease(tx: Transaction, room_nid: int, leased_until: int) -> None:
-    """The attempt goes on."""
-    await tx.execute("UPDATE room_joins SET leased_until = $2 WHERE room_nid = $1", room_nid, leased_until)
+async def extend_lease(tx: Transaction, lease: Lease, leased_until: int) -> None:
+    """The attempt goes on. Raises LeaseLost."""
+    query = """
+        UPDATE room_joins SET leased_until = $3 WHERE room_nid = $1 AND number = $2 RETURNING true
+    """
+    _check(await tx.fetchval(query, *lease, leased_until))
 
 
-async def end_lease(tx: Transaction, room_nid: int) -> None:
+async def end_lease(tx: Transaction, lease: Lease) -> None:
     """The attempt has ended, one way or the other."""
-    await tx.execute("DELETE FROM room_joins WHERE room_nid = $1", room_nid)
+    await tx.execute("DELETE FROM room_joins WHERE room_nid = $1 AND number = $2", *lease)
+
+
+async def announce(tx: Transaction, lease: Lease, join_nid: int) -> None:
+    """Tell with which event the attempt enters the room: `persist` publishes no other. Raises LeaseLost."""
+    query = "UPDATE room_joins SET join_nid = $3 WHERE room_nid = $1 AND number = $2 RETURNING true"
+    _check(await tx.fetchval(query, *lease, join_nid))
+
+
+@asynccontextmanager
+async def leased(database: Database, lease: Lease) -> AsyncIterator[Transaction]:
+    """A transaction of an attempt: nobody else takes the lease before it ends. Raises LeaseLost."""
+    async with database.transaction() as tx:
+        query = "SELECT true FROM room_joins WHERE room_nid = $1 AND number = $2 FOR SHARE"
+        _check(await tx.fetchval(query, *lease))
+        yield tx
+
+
+def _check(is_held: bool | None) -> None:
+    if not is_held:
+        raise LeaseLost("somebody else is joining this room now; try again")
 
 
 async def clear(tx: Transaction, room_nid: int) -> None:
@@ -130,31 +169,31 @@ async def complete(tx: Transaction, nid: int, auth_nids: Sequence[int]) -> None:
     )
 
 
-async def write_state(database: Database, room_nid: int, entries: StateEntries) -> None:
-    """Store the state before the join: trunk(0)."""
+async def write_state(database: Database, lease: Lease, entries: StateEntries) -> None:
+    """Store the state before the join: trunk(0). Raises LeaseLost."""
     rows = sorted((*key, event_nid) for key, event_nid in entries.items())
     for start in range(0, len(rows), ROWS_AT_ONCE):
         chunk = rows[start : start + ROWS_AT_ONCE]
-        async with database.connection() as tx:
+        async with leased(database, lease) as tx:
             await tx.execute(
                 """
                 INSERT INTO room_state_log (room_nid, ver, type_nid, skey_nid, event_nid)
                 SELECT $1, 0, row.type_nid, row.skey_nid, row.event_nid
                 FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS row(type_nid, skey_nid, event_nid)
                 """,
-                room_nid,
+                lease.room_nid,
                 [type_nid for type_nid, _, _ in chunk],
                 [skey_nid for _, skey_nid, _ in chunk],
                 [event_nid for _, _, event_nid in chunk],
             )
 
 
-async def write_members(database: Database, room_nid: int, members: Collection[Member]) -> None:
-    """Store what users of other servers are in the state before the join."""
+async def write_members(database: Database, lease: Lease, members: Collection[Member]) -> None:
+    """Store what users of other servers are in the state before the join. Raises LeaseLost."""
     rows = sorted(members)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         chunk = rows[start : start + ROWS_AT_ONCE]
-        async with database.connection() as tx:
+        async with leased(database, lease) as tx:
             await tx.execute(
                 """
                 INSERT INTO memberships (user_nid, room_nid, server_nid, membership, event_nid, pos)
@@ -162,7 +201,7 @@ async def write_members(database: Database, room_nid: int, members: Collection[M
                 FROM unnest($2::bigint[], $3::bigint[], $4::smallint[], $5::bigint[])
                      AS row(user_nid, server_nid, membership, event_nid)
                 """,
-                room_nid,
+                lease.room_nid,
                 [row.user_nid for row in chunk],
                 [row.server_nid for row in chunk],
                 [row.membership for row in chunk],

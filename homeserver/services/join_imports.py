@@ -35,7 +35,7 @@ from storage.packed_state import StateEntries
 from storage.persister import Decision, EventsStored, Persister, UnknownRoom, server_of_member
 from storage.placement import Placed
 from storage.room_heads import RoomHead, RoomRef, StoredEvent
-from storage.room_imports import Member
+from storage.room_imports import Lease, Member
 from storage.room_state import StateAt
 from storage.state_snapshots import MIN_CHANGES
 
@@ -111,36 +111,36 @@ class JoinImports:
         known = {event_id: body for event_id, body in known.items() if not body.flags & EventFlag.UNCHECKED}
         return await asyncio.to_thread(check_joined_state, room.version, join, given, known)
 
-    async def enter(self, room: RoomRef, join: Pdu, joined: JoinedState) -> None:
+    async def enter(self, room: RoomRef, join: Pdu, joined: JoinedState, lease: Lease) -> None:
         """Store a room that this server is not in, and publish the join.
 
         What the state says of other users of ours is published with the join: it changes what they see.
-        Raises RoomIsHere where somebody else has joined meanwhile, and InvalidEvent where this server was in
-        the room before, and it was made by another event then.
+        Raises RoomIsHere where somebody else has joined meanwhile, Unavailable where the lease is lost, and
+        InvalidEvent where this server was in the room before, and it was made by another event then.
         """
         try:
             create = await self.persister.consider(room.room_id, lambda head: head.event(*CREATE))
         except UnknownRoom:
-            await self._begin(room, join, joined)
+            await self._begin(room, join, joined, lease)
         else:
             if create is None or create.event_id != joined.state[CREATE].event_id:
                 raise InvalidEvent("the room that is known here has another create event")
-            await self._come_back(room, join, joined)
+            await self._come_back(room, join, joined, lease)
         if len(joined.state) > MIN_CHANGES:
             self.snapshots.consider(room.nid)
 
-    async def _begin(self, room: RoomRef, join: Pdu, joined: JoinedState) -> None:
+    async def _begin(self, room: RoomRef, join: Pdu, joined: JoinedState, lease: Lease) -> None:
         """Store a room that has no live event: the state before the join is trunk(0)."""
-        async with self.database.connection() as tx:
+        async with room_imports.leased(self.database, lease) as tx:
             await room_imports.clear(tx, room.nid)
-        numbers = await self._store_events(room, join, joined)
+        numbers = await self._store_events(room, join, joined, lease)
         entries, members = await asyncio.to_thread(
             lambda: (numbers.entries(joined.state), numbers.members(joined.state, self.server_name))
         )
-        await room_imports.write_state(self.database, room.nid, entries)
-        await room_imports.write_members(self.database, room.nid, members)
+        await room_imports.write_state(self.database, lease, entries)
+        await room_imports.write_members(self.database, lease, members)
         servers = {member.server_nid for member in members if member.membership is Membership.JOIN}
-        async with self.database.connection() as tx:
+        async with room_imports.leased(self.database, lease) as tx:
             await room_imports.write_servers(tx, room.nid, servers)
         of_ours = {
             key: StoredEvent(numbers.events[pdu.event_id], pdu)
@@ -149,7 +149,7 @@ class JoinImports:
         }
 
         async def publish() -> None:
-            placed = await self._place(room, join, numbers)
+            placed = await self._place(room, join, numbers, lease)
             placed = replace(placed, changes={**of_ours, join.key: StoredEvent(placed.nid, join)})
             await self.persister.append(
                 room.room_id, _only_at(0, [placed], otherwise=RoomIsHere), joining=True
@@ -157,13 +157,13 @@ class JoinImports:
 
         await _until_placed(publish)
 
-    async def _come_back(self, room: RoomRef, join: Pdu, joined: JoinedState) -> None:
+    async def _come_back(self, room: RoomRef, join: Pdu, joined: JoinedState, lease: Lease) -> None:
         """Store what has become of a room since this server left it.
 
         A marker that nobody sees changes the state; the join after it is the only forward extremity:
         nothing of what was before is resolved against what is now.
         """
-        numbers = await self._store_events(room, join, joined)
+        numbers = await self._store_events(room, join, joined, lease)
 
         async def publish() -> None:
             head = await self.persister.newest_head(room.room_id)
@@ -171,7 +171,7 @@ class JoinImports:
             marker = await self._marker(
                 room, join, seq, await self._changes_since(room, seq, joined, numbers)
             )
-            placed = replace(await self._place(room, join, numbers), covers=extremities)
+            placed = replace(await self._place(room, join, numbers, lease), covers=extremities)
             await self.persister.append(room.room_id, _only_at(seq, [marker, placed], otherwise=_Moved))
 
         await _until_placed(publish)
@@ -221,10 +221,10 @@ class JoinImports:
             changes=changes,
         )
 
-    async def _place(self, room: RoomRef, join: Pdu, numbers: _Numbers) -> Placed:
+    async def _place(self, room: RoomRef, join: Pdu, numbers: _Numbers, lease: Lease) -> Placed:
         """The place of the join: after a gap, for what came before it is not here.
 
-        Raises RoomIsHere where the join has its place already.
+        Raises RoomIsHere where the join has its place already, and Unavailable where the lease is lost.
         """
         nids = NidBlocks(self.database)
         await nids.reserve(1)
@@ -233,9 +233,12 @@ class JoinImports:
         known = places.pop(join.event_id, None)
         if known is not None and not known.is_outlier:
             raise RoomIsHere
+        nid = nids.take() if known is None else known.nid
+        async with self.database.connection() as tx:
+            await room_imports.announce(tx, lease, nid)
         return Placed(
             join,
-            nids.take() if known is None else known.nid,
+            nid,
             is_promoted=known is not None,
             flags=EventFlag.GAP,
             auth_nids=tuple(numbers.events[event_id] for event_id in join.auth_events),
@@ -247,7 +250,7 @@ class JoinImports:
             ),
         )
 
-    async def _store_events(self, room: RoomRef, join: Pdu, joined: JoinedState) -> _Numbers:
+    async def _store_events(self, room: RoomRef, join: Pdu, joined: JoinedState, lease: Lease) -> _Numbers:
         """Store the events of a state and its auth chains as outliers, those that are not here yet."""
         pdus = joined.events
         texts = {self.server_name, join.sender}
@@ -268,7 +271,7 @@ class JoinImports:
         numbered |= {pdu.event_id: nids.take() for pdu in new}
         rows = await asyncio.to_thread(_outliers, new, numbered)
         stored = await outliers.insert(self.database, self.dictionaries, room.nid, rows, self.clock())
-        async with self.database.connection() as tx:
+        async with room_imports.leased(self.database, lease) as tx:
             events = numbered | stored
             for event_id, place in places.items():
                 if place.flags & EventFlag.UNCHECKED:

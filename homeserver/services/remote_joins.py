@@ -57,7 +57,7 @@ from storage.database import Database
 from storage.dictionaries import Dictionaries
 from storage.nids import NidBlocks
 from storage.room_heads import RoomRef
-from storage.room_imports import PendingJoin
+from storage.room_imports import Lease, LeaseLost, PendingJoin
 from storage.shared_rooms import SharedRoom
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class RemoteJoins:
         """Go on with the joins of processes that have died: other servers may take us to be in the room."""
         async with self._database.connection() as tx:
             broken_off = await room_imports.take_broken_off(tx, self._clock())
-        for room_nid, attempts, wanted in broken_off:
+        for lease, attempts, wanted in broken_off:
             try:
                 await self.join(wanted.user_id, wanted.room_id, wanted.content, wanted.servers)
             except RoomIsHere:
@@ -159,7 +159,7 @@ class RemoteJoins:
             except MatrixError as error:
                 log.info("%s is not joined after all: %s", wanted.room_id, error.error)
             async with self._database.connection() as tx:
-                await room_imports.end_lease(tx, room_nid)
+                await room_imports.end_lease(tx, lease)
 
     async def _join(self, wanted: PendingJoin) -> EventId:
         user_id, room_id, content = wanted.user_id, wanted.room_id, wanted.content
@@ -246,14 +246,14 @@ class RemoteJoins:
             room = await room_imports.open_room(tx, room_id, template.version, new_nid)
         if room.version is not template.version:
             raise InvalidResponse(template.server_name, "it takes the room for one of another version")
-        await self._take_lease(room, wanted)
+        lease = await self._take_lease(room, wanted)
         try:
-            event_id = await self._while_leased(room, lambda: self._enter(room, template))
+            event_id = await self._while_leased(room, lease, lambda: self._enter(room, template, lease))
         except Exception:
-            await self._end_lease(room)
+            await self._end_lease(room, lease)
             raise
         else:
-            await self._end_lease(room)
+            await self._end_lease(room, lease)
             return event_id
         finally:  # one that is cancelled, because the server stops, keeps its lease: it is to be finished
             self._incoming.resume(room)  # what came for the room meanwhile
@@ -280,13 +280,13 @@ class RemoteJoins:
                 raise Unavailable("your join waits for earlier events of the room; try again")
             await asyncio.sleep(LEASE_PAUSE_S)
 
-    async def _enter(self, room: RoomRef, template: _Template) -> EventId:
+    async def _enter(self, room: RoomRef, template: _Template, lease: Lease) -> EventId:
         """Take over a room that this server is not in. Raises FederationError, RoomIsHere."""
         answer = await self._send(template)
         join = await self._accepted(template, answer)
         try:
             joined = await self._imports.check(room, join, answer)
-            await self._imports.enter(room, join, joined)
+            await self._imports.enter(room, join, joined, lease)
             self._history.prefer(room, template.server_name)
         except NotAllowed as error:
             raise InvalidResponse(template.server_name, f"its state refuses the join: {error}") from None
@@ -325,33 +325,35 @@ class RemoteJoins:
         async with self._database.connection() as tx:
             return await shared_rooms.find_one(tx, room_id, own_nid)
 
-    async def _take_lease(self, room: RoomRef, wanted: PendingJoin) -> None:
+    async def _take_lease(self, room: RoomRef, wanted: PendingJoin) -> Lease:
         give_up = _now() + PATIENCE_S
         while True:
             now = self._clock()
             async with self._database.connection() as tx:
-                taken = await room_imports.take_lease(tx, room.nid, wanted, now, now + LEASE_MS)
+                lease = await room_imports.take_lease(tx, room.nid, wanted, now, now + LEASE_MS)
             if await self._is_here(room.room_id):
-                if taken:
-                    await self._end_lease(room)
+                if lease is not None:
+                    await self._end_lease(room, lease)
                 raise RoomIsHere
-            if taken:
-                return
+            if lease is not None:
+                return lease
             if _now() > give_up:
                 raise _busy()
             await asyncio.sleep(LEASE_PAUSE_S)
 
-    async def _end_lease(self, room: RoomRef) -> None:
+    async def _end_lease(self, room: RoomRef, lease: Lease) -> None:
         try:
             async with self._database.connection() as tx:
-                await room_imports.end_lease(tx, room.nid)
+                await room_imports.end_lease(tx, lease)
         except Unavailable:
             log.warning("the lease of %s is not ended: the database cannot be reached", room.room_id)
 
-    async def _while_leased(self, room: RoomRef, work: Callable[[], Awaitable[EventId]]) -> EventId:
+    async def _while_leased(
+        self, room: RoomRef, lease: Lease, work: Callable[[], Awaitable[EventId]]
+    ) -> EventId:
         """Do what may take long, and keep the lease of the room meanwhile."""
         async with asyncio.TaskGroup() as tasks:
-            renewing = tasks.create_task(self._renew(room))
+            renewing = tasks.create_task(self._renew(room, lease))
             try:
                 return await work()
             except Exception as error:  # which must not become one of a group
@@ -360,12 +362,14 @@ class RemoteJoins:
                 renewing.cancel()
         raise failure
 
-    async def _renew(self, room: RoomRef) -> None:
+    async def _renew(self, room: RoomRef, lease: Lease) -> None:
         while True:
             await asyncio.sleep(LEASE_RENEWAL_S)
             try:
                 async with self._database.connection() as tx:
-                    await room_imports.extend_lease(tx, room.nid, self._clock() + LEASE_MS)
+                    await room_imports.extend_lease(tx, lease, self._clock() + LEASE_MS)
+            except LeaseLost:
+                return  # what is written next fails
             except Unavailable:
                 log.warning("the lease of %s is not renewed: the database cannot be reached", room.room_id)
 

@@ -1,3 +1,10 @@
+-- A lease has a number that no other one has. Whoever has lost it writes nothing more of the room: `persist` checks it
+-- too, when the first event of the room is published.
+CREATE SEQUENCE room_join_leases;
+ALTER TABLE room_joins
+    ADD COLUMN number bigint NOT NULL DEFAULT nextval('room_join_leases'),
+    ADD COLUMN join_nid bigint;   -- the event that may be published under the lease
+
 -- What is looked up in rooms of any size is found by an index, also while PostgreSQL has no statistics of a table,
 -- or those of a time when it was small: it might search all of it for a row that EXISTS, once for each room.
 
@@ -101,7 +108,8 @@ $$;
 --   a server that is not in the room · t transaction IDs · x forward extremities · d redactions · g events that are
 --   missing, h those that came late
 -- Returns (kind, a, b):  0: first and last position ·  1: room to rebuild, its highest room_seq (-1: purged)
---                        2: index of an event whose ID is stored already, its nid ·  3: index of a transaction, its event
+--                        2: index of an event whose ID is stored already, or that no lease covers any more, its nid
+--                        3: index of a transaction, its event
 --                        4: index of a new room whose alias is taken ·  5: number of an event that is redacted now
 CREATE OR REPLACE FUNCTION persist(
     r_nid bigint[], r_expected bigint[],
@@ -160,6 +168,18 @@ BEGIN
             SELECT 2, t.i, known.nid FROM unnest(e_event_id, e_nid) WITH ORDINALITY AS t(event_id, nid, i)
             JOIN events known ON known.event_id = t.event_id
             WHERE known.nid <> t.nid OR known.room_seq IS NOT NULL OR known.flags & 48 <> 0;
+    END IF;
+
+    IF 0 = ANY (r_expected) THEN  -- rooms that are joined: nobody takes a lease before this is committed
+        SELECT array_agg(r.nid) INTO more FROM unnest(r_nid, r_expected) AS r(nid, expected)
+        WHERE r.expected = 0 AND r.nid <> ALL (bad) AND r.nid = ANY (e_room) AND NOT coalesce((
+            SELECT join_nid = ANY (e_nid) FROM room_joins WHERE room_nid = r.nid FOR SHARE), false);
+        IF more IS NOT NULL THEN
+            bad := bad || more;
+            RETURN QUERY
+                SELECT 2, t.i, t.nid FROM unnest(e_nid, e_room) WITH ORDINALITY AS t(nid, room, i)
+                WHERE t.room = ANY (more);
+        END IF;
     END IF;
 
     IF cardinality(t_device) > 0 THEN
