@@ -12,8 +12,7 @@ from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId, RoomAlias, UserId, parse_event_id
 from homeserver.protocol.room_versions import RoomVersion
 from storage.dictionaries import MEMBER_TYPE_NID
-from storage.event_codec import CODEC, encode_event
-from storage.event_flags import EventFlag
+from storage.event_codec import encode_event
 from storage.memberships import Membership
 from storage.packed_state import REMOVED, Key
 from storage.room_heads import RoomRef, StoredEvent
@@ -25,9 +24,6 @@ PERSIST: Final = f"SELECT kind, a, b FROM persist({_ARGUMENTS})"  # noqa: S608 -
 DUMMY_TYPE: Final = "org.matrix.dummy_event"
 """Of events that do nothing but bring forward extremities together."""
 _NOT_ALWAYS_SHOWN: Final = frozenset({DUMMY_TYPE, "m.room.redaction"})
-
-LOCAL_FLAGS: Final = CODEC | EventFlag.SOLE | EventFlag.FED | EventFlag.UNSIGNED
-"""An event of a local user on all extremities: other servers are owed it, and it is signed later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,7 @@ class NewEvent(NamedTuple):
     """How the room's current state changes with it."""
     replaces: StoredEvent | None
     """The event that was current for its own key before."""
-    flags: int = LOCAL_FLAGS
+    flags: int
     prev_nids: tuple[int, ...] | None = None
     """None for exactly the live event before it."""
     state_ver: int | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId
-from storage.room_heads import StoredEvent
+from storage.room_heads import RoomHead, StoredEvent
 from storage.state_deltas import ForkState
 
 
@@ -51,3 +51,27 @@ class Placed:
     """Whether it was among what is missing."""
     redacts_others: bool = True
     """Of a redaction: whether its sender's power level allows to redact the events of others."""
+
+    @property
+    def state_changes(self) -> Mapping[StateKey, StoredEvent | None]:
+        """How the room's current state changes with it, told also where that is by itself alone."""
+        if self.changes is not None:
+            return self.changes
+        if self.pdu.state_key is None or not self.is_live:
+            return {}
+        return {self.pdu.key: StoredEvent(self.nid, self.pdu)}
+
+    @property
+    def changes_by_itself(self) -> bool:
+        """Whether the state changes by this event alone: not at all, if it is no state event."""
+        changes = self.state_changes
+        if self.pdu.state_key is None:
+            return not changes
+        stored = changes.get(self.pdu.key)
+        return len(changes) == 1 and stored is not None and stored.nid == self.nid
+
+    def put_into(self, head: RoomHead) -> None:
+        """Let a head come after it; one that is not live leaves it as it is."""
+        if self.is_live:
+            covers = head.prev_events if self.covers is None else self.covers
+            head.put(self.pdu, self.nid, self.state_changes, covers, is_extremity=self.is_extremity)

@@ -274,6 +274,8 @@ class RoomHeads:
         self._database = database
         self._dictionaries = dictionaries
         self._heads: OrderedDict[RoomId, RoomHead] = OrderedDict()
+        self._unborn: dict[RoomId, RoomHead] = {}
+        """Heads of rooms that are being joined and have no live event, until the attempt ends."""
         self._sizes: dict[RoomId, int] = {}
         self._loaded = 0
         self._loading: dict[RoomId, object] = {}
@@ -282,11 +284,13 @@ class RoomHeads:
     def __len__(self) -> int:
         return len(self._heads)
 
-    def cached(self, room_id: RoomId) -> RoomHead | None:
+    def cached(self, room_id: RoomId, *, joining: bool = False) -> RoomHead | None:
         """The head if it is in memory."""
         head = self._heads.get(room_id)
         if head is not None:
             self._heads.move_to_end(room_id)
+        elif joining:
+            head = self._unborn.get(room_id)
         return head
 
     def keep(self, head: RoomHead) -> None:
@@ -304,37 +308,37 @@ class RoomHeads:
     def forget(self, room_id: RoomId) -> None:
         """Drop a head: it is not, or may not be, the room's newest."""
         self._loading.pop(room_id, None)
+        self._unborn.pop(room_id, None)
         if self._heads.pop(room_id, None) is not None:
             self._loaded -= self._sizes.pop(room_id)
 
-    async def get(self, room_id: RoomId) -> RoomHead | None:
-        """The head of a room, from memory or the database; None for a room that is not known here."""
-        return self.cached(room_id) or await self.load(room_id)
+    def forget_unborn(self, room_id: RoomId) -> None:
+        """An attempt to join a room has ended; the next one finds another state."""
+        self._unborn.pop(room_id, None)
 
-    async def load(self, room_id: RoomId) -> RoomHead | None:
-        """Read the head of a room from the database and remember it; None for a room without live events.
+    async def get(self, room_id: RoomId, *, joining: bool = False) -> RoomHead | None:
+        """The head of a room, from memory or the database; None for a room that is not known here.
 
-        Where a head was kept meanwhile, that one: it is as new or newer. What was forgotten meanwhile is not
-        remembered, since it may be what was read.
+        A room without live events is known only to those who are `joining` it: it has the state at trunk(0).
+        What is read is remembered, unless the room was forgotten meanwhile: it may be an older head. One that
+        was kept meanwhile is as new or newer.
         """
+        if (cached := self.cached(room_id, joining=joining)) is not None:
+            return cached
         token = self._loading.setdefault(room_id, object())
         try:
             head = await self._read(room_id)
-            if head is not None and head.seq > 0 and self._loading.get(room_id) is token:
-                self.keep(head)
+            if head is not None and self._loading.get(room_id) is token:
+                if head.seq > 0:
+                    self.keep(head)
+                elif joining:
+                    self._unborn[room_id] = head
         finally:
             if self._loading.get(room_id) is token:
                 del self._loading[room_id]
-        if head is not None and head.seq == 0:
+        if head is not None and head.seq == 0 and not joining:
             head = None
         return self._heads.get(room_id) or head
-
-    async def load_unborn(self, room_id: RoomId) -> RoomHead | None:
-        """The head of a room that is being joined: it may have no live event yet, only the state at trunk(0).
-
-        Never remembered. None for a room that is not known at all.
-        """
-        return self.cached(room_id) or await self._read(room_id)
 
     async def _read(self, room_id: RoomId) -> RoomHead | None:
         async with (

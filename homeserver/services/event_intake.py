@@ -22,10 +22,11 @@ from homeserver.services.forward_extremities import ForwardExtremities
 from homeserver.services.missing_events import parents_first
 from storage import stored_places
 from storage.database import Database
+from storage.decisions import EventsStored, UnknownRoom
 from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
 from storage.nids import NidBlocks
-from storage.persister import EventsStored, Persister, UnknownRoom
+from storage.persister import Persister
 from storage.room_heads import RoomRef
 from storage.state_deltas import ForkState
 

@@ -26,8 +26,8 @@ from storage import memberships, stored_places
 from storage.database import Database, Transaction
 from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
+from storage.new_events import server_of_member
 from storage.packed_state import REMOVED, StateEntries
-from storage.persister import server_of_member
 from storage.placement import Placed
 from storage.room_heads import (
     Extremity,
@@ -162,13 +162,7 @@ class Arrivals:
                     break
                 raise
             taken.append(placed)
-            if placed.is_live:
-                changes = placed.changes
-                if changes is None:
-                    pdu = placed.pdu
-                    changes = {} if pdu.state_key is None else {pdu.key: StoredEvent(placed.nid, pdu)}
-                covers = head.prev_events if placed.covers is None else placed.covers
-                head.put(placed.pdu, placed.nid, changes, covers, is_extremity=placed.is_extremity)
+            placed.put_into(head)
         return taken
 
     def _missing_keys(self, head: RoomHead) -> frozenset[StateKey]:

@@ -24,9 +24,10 @@ from homeserver.services.clock import Clock
 from homeserver.services.event_building import build_event
 from storage import memberships
 from storage.database import Database
+from storage.decisions import UnknownRoom
 from storage.event_batch import DUMMY_TYPE
 from storage.event_flags import EventFlag
-from storage.persister import Persister, UnknownRoom
+from storage.persister import Persister
 from storage.room_heads import RoomHead
 from storage.stream import StreamEvent
 

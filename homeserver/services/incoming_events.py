@@ -24,8 +24,9 @@ from homeserver.services.event_intake import Blocked, EventIntake
 from homeserver.services.gap_filling import GapFilling
 from storage import shared_rooms, waiting_pdus
 from storage.database import Database
+from storage.decisions import UnknownRoom
 from storage.dictionaries import Dictionaries
-from storage.persister import Persister, UnknownRoom
+from storage.persister import Persister
 from storage.room_heads import RoomRef
 
 log = logging.getLogger(__name__)

@@ -26,13 +26,15 @@ from homeserver.services.pdu_gate import PduGate, RefusedPdu
 from homeserver.services.state_snapshots import StateSnapshots
 from storage import outliers, room_imports, room_state, stored_places
 from storage.database import Database
+from storage.decisions import Decision, EventsStored, UnknownRoom
 from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
 from storage.memberships import Membership
+from storage.new_events import server_of_member
 from storage.nids import NidBlocks
 from storage.outliers import Outlier
 from storage.packed_state import StateEntries
-from storage.persister import Decision, EventsStored, Persister, UnknownRoom, server_of_member
+from storage.persister import Persister
 from storage.placement import Placed
 from storage.room_heads import RoomHead, RoomRef, StoredEvent
 from storage.room_imports import Lease, Member

@@ -31,8 +31,9 @@ from homeserver.services.event_building import build_event
 from homeserver.services.profiles import IN_MEMBER_EVENTS, Profiles, check_key
 from storage import memberships, profiles
 from storage.database import Database, Transaction
+from storage.decisions import UnknownRoom
 from storage.memberships import Membership
-from storage.persister import Persister, UnknownRoom
+from storage.persister import Persister
 from storage.room_heads import RoomHead
 
 log = logging.getLogger(__name__)

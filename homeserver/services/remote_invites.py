@@ -32,7 +32,8 @@ from homeserver.services.incoming_events import IncomingEvents
 from homeserver.services.outgoing_events import OutgoingEvents
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
 from homeserver.services.server_keys import KeyRing
-from storage.persister import Persister, UnknownRoom
+from storage.decisions import UnknownRoom
+from storage.persister import Persister
 from storage.room_heads import RoomHead
 
 log = logging.getLogger(__name__)

@@ -39,10 +39,11 @@ from homeserver.services.served_events import ServedEvents
 from homeserver.services.server_access import ServerAccess
 from storage import room_servers, room_state, room_timeline, shared_rooms, sync_reads
 from storage.database import Database
+from storage.decisions import UnknownRoom
 from storage.dictionaries import MEMBER_TYPE_NID, Dictionaries
 from storage.memberships import Membership
 from storage.packed_state import Key, StateEntries
-from storage.persister import Persister, UnknownRoom
+from storage.persister import Persister
 from storage.room_heads import RoomHead, RoomRef
 
 MAX_ANSWER_BYTES: Final = 100 * 1024 * 1024

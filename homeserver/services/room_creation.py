@@ -39,8 +39,9 @@ from homeserver.services.event_building import as_answer, build_event
 from homeserver.services.profiles import Profiles
 from homeserver.services.remote_invites import RemoteInvites
 from homeserver.services.state_changes import check_settable
+from storage.decisions import AliasTaken
 from storage.event_batch import NewRoom
-from storage.persister import AliasTaken, Persister
+from storage.persister import Persister
 from storage.room_heads import RoomHead
 
 

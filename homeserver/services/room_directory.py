@@ -26,9 +26,10 @@ from homeserver.services.clock import Clock
 from homeserver.services.event_building import build_event
 from storage import current_state, memberships, published_rooms, room_aliases
 from storage.database import Database
+from storage.decisions import UnknownRoom
 from storage.dictionaries import Dictionaries
 from storage.memberships import Membership
-from storage.persister import Persister, UnknownRoom
+from storage.persister import Persister
 from storage.room_heads import RoomHead
 
 Publishers: TypeAlias = Literal["nobody", "admins", "members"]

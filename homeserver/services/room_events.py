@@ -20,8 +20,9 @@ from homeserver.services.event_building import as_answer, build_event, changed_o
 from homeserver.services.state_changes import check_settable
 from storage import events
 from storage.database import Database
+from storage.decisions import UnknownRoom
 from storage.event_batch import TxnKey
-from storage.persister import Persister, UnknownRoom
+from storage.persister import Persister
 from storage.room_heads import RoomHead
 
 NOT_IN_ROOM = "you are not in this room"

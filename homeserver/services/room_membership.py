@@ -41,8 +41,9 @@ from homeserver.services.restricted_joins import (
 )
 from storage import memberships
 from storage.database import Database
+from storage.decisions import UnknownRoom
 from storage.oob_memberships import Standing
-from storage.persister import Persister, UnknownRoom
+from storage.persister import Persister
 from storage.room_heads import RoomHead
 
 _CAN_BE_KICKED: Final = ("join", "invite", "knock")
