@@ -44,10 +44,11 @@ def sort_out(rooms: Iterable[RoomBatch], batch: EventBatch, outcome: Outcome) ->
     sent = {batch.keys[index]: nid for index, nid in outcome.known_txns}
     new_rooms = 0
     for room in rooms:
-        if room.new_room is not None:
+        if (new_room := room.new_room) is not None:
             new_rooms += 1
             if new_rooms - 1 in outcome.taken_aliases:
-                result.failed.append((room.decided[0].request, AliasTaken()))
+                assert new_room.alias is not None
+                result.failed.append((room.decided[0].request, AliasTaken(new_room.alias)))
                 continue
         has_moved = room.base.room.nid in moved
         if has_moved or (sent and any(request.key in sent for request in room.requests)):

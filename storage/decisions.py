@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from homeserver.protocol.events import Pdu
-from homeserver.protocol.identifiers import EventId, RoomId
+from homeserver.protocol.identifiers import EventId, RoomAlias, RoomId
 from storage.event_batch import NewRoom, TxnKey
 from storage.placement import Placed
 from storage.room_heads import RoomHead
@@ -23,17 +23,23 @@ A current event of the head's state may be returned instead: it is there already
 class UnknownRoom(LookupError):
     """A room that has no event here."""
 
+    def __init__(self, room_id: RoomId) -> None:
+        super().__init__(f"{room_id} has no event here")
+
 
 class EventsStored(Exception):
     """Events from outside that a decision has placed are stored already: another process was first."""
 
     def __init__(self, event_ids: Iterable[EventId]) -> None:
-        super().__init__()
         self.event_ids = frozenset(event_ids)
+        super().__init__(f"stored already: {', '.join(sorted(self.event_ids))}")
 
 
 class AliasTaken(Exception):
     """The alias of a new room is another room's."""
+
+    def __init__(self, alias: RoomAlias) -> None:
+        super().__init__(f"{alias} is another room's")
 
 
 @dataclass(slots=True, eq=False)

@@ -26,7 +26,7 @@ class UnknownTexts(Exception):
     """Events name texts whose numbers are not in memory: load them and ask again."""
 
     def __init__(self, additions: Iterable[Pdu | Placed]) -> None:
-        super().__init__()
+        super().__init__("the numbers of some texts are not in memory")
         self.atoms: set[str] = set()
         self.types: set[str] = set()
         for addition in additions:
@@ -170,7 +170,7 @@ class _NotInMemory(Exception):
 def _known(dictionary: Dictionary, text: str) -> int:
     nid = dictionary.known_nid(text)
     if nid is None:
-        raise _NotInMemory
+        raise _NotInMemory(f"{text} has no number that is in memory")
     return nid
 
 

@@ -104,7 +104,7 @@ class PersistConnection:
                     await asyncio.sleep(pause_s)
                 else:
                     return
-        raise TimeoutError
+        raise TimeoutError("the database stays away")
 
     def close(self) -> None:
         """End the connection at once."""

@@ -64,20 +64,23 @@ class Needs(Exception):
     """A decision asked for state that its head has not loaded: load it and ask again."""
 
     def __init__(self, keys: Iterable[StateKey]) -> None:
-        super().__init__()
         self.keys = frozenset(keys)
+        super().__init__(f"{len(self.keys)} keys of the state are not loaded")
 
 
 class NeedsWork(Exception):
     """A decision needs what has to be read or computed first: await `work`, then ask again."""
 
     def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
-        super().__init__()
+        super().__init__("something has to be read or computed first")
         self.work = work
 
 
 class NeedsCommit(Exception):
     """A decision needs a head that is committed, with nothing on top: ask it first in the next batch."""
+
+    def __init__(self) -> None:
+        super().__init__("the head has to be committed first")
 
 
 class RoomHead:

@@ -57,9 +57,9 @@ class MissingParents(Exception):
     """Events that an event has among its prev_events are not here."""
 
     def __init__(self, pdu: Pdu, missing: Iterable[EventId]) -> None:
-        super().__init__()
         self.pdu = pdu
         self.missing = frozenset(missing)
+        super().__init__(f"{pdu.event_id} builds on what is not here: {', '.join(sorted(self.missing))}")
 
 
 class MissingAuthEvents(MissingParents):

@@ -18,7 +18,7 @@ from homeserver.protocol.auth_events import CREATE
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.errors import InvalidEvent
 from homeserver.protocol.events import Pdu, StateKey, stored_pdu
-from homeserver.protocol.identifiers import EventId, ServerName
+from homeserver.protocol.identifiers import EventId, RoomId, ServerName
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.clock import Clock
 from homeserver.services.joined_states import GivenState, JoinedState, TwoLists, check_joined_state
@@ -52,9 +52,15 @@ MARKER_TYPE: Final = "org.lair-chat.marker"
 class RoomIsHere(Exception):
     """The room is here meanwhile: who wants to join it can do so without asking other servers."""
 
+    def __init__(self, room_id: RoomId) -> None:
+        super().__init__(f"{room_id} is here meanwhile")
+
 
 class _Moved(Exception):
     """The room has a newer head."""
+
+    def __init__(self, room_id: RoomId) -> None:
+        super().__init__(f"{room_id} has a newer head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +240,7 @@ class JoinImports:
             places = await stored_places.load(tx, room.nid, [join.event_id, *join.prev_events])
         known = places.pop(join.event_id, None)
         if known is not None and not known.is_outlier:
-            raise RoomIsHere
+            raise RoomIsHere(room.room_id)
         nid = nids.take() if known is None else known.nid
         async with self.database.connection() as tx:
             await room_imports.announce(tx, lease, nid)
@@ -291,12 +297,12 @@ async def _until_placed(publish: Callable[[], Awaitable[None]]) -> None:
     raise Unavailable("the room is too busy; try again")
 
 
-def _only_at(seq: int, additions: Sequence[Placed], *, otherwise: type[Exception]) -> Decision:
+def _only_at(seq: int, additions: Sequence[Placed], *, otherwise: Callable[[RoomId], Exception]) -> Decision:
     """A decision to add events to a room that is at a room_seq; at any other it raises an error."""
 
     def decide(head: RoomHead) -> Sequence[Placed]:
         if head.seq != seq:
-            raise otherwise
+            raise otherwise(head.room.room_id)
         for placed in additions:
             head.events(placed.changes or ())  # what is replaced is loaded all at once
         return additions

@@ -134,7 +134,7 @@ class RemoteJoins:
             while (running := self._running.get(room_id)) is not None:
                 await asyncio.wait((running,), timeout=give_up - _now())
                 if not was_here and await self._is_here(room_id):
-                    raise RoomIsHere
+                    raise RoomIsHere(room_id)
                 if _now() > give_up:
                     raise _busy()
         self._running[room_id] = asyncio.get_running_loop().create_future()
@@ -334,7 +334,7 @@ class RemoteJoins:
             if await self._is_here(room.room_id):
                 if lease is not None:
                     await self._end_lease(room, lease)
-                raise RoomIsHere
+                raise RoomIsHere(room.room_id)
             if lease is not None:
                 return lease
             if _now() > give_up:

@@ -24,7 +24,7 @@ class NeedsHelpers(Exception):
     """A join needs an authoriser, and what finds one has not been loaded: see `load_helpers`."""
 
     def __init__(self, allowed: Iterable[RoomId] = ()) -> None:
-        super().__init__()
+        super().__init__("what finds an authoriser has to be loaded first")
         self.allowed = frozenset(allowed)
         """The rooms whose members may enter."""
 

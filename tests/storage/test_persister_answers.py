@@ -14,12 +14,16 @@ import pytest
 
 from homeserver.errors import Forbidden, RoomInUse, Unavailable
 from homeserver.protocol.events import EventDraft, Pdu
-from homeserver.protocol.identifiers import EventId, RoomId
+from homeserver.protocol.identifiers import EventId, RoomAlias, RoomId
+from homeserver.protocol.room_versions import room_version
+from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.access_tokens import Requester
 from homeserver.services.event_building import build_event
 from homeserver.services.room_creation import InitialState
 from storage import persist_connection
 from storage.database import Database, DatabaseUnavailable
+from storage.decisions import AliasTaken, UnknownRoom
+from storage.event_batch import NewRoom
 from storage.nids import NidBlocks
 from storage.room_heads import RoomHead
 from tests.storage.stores import Store, open_store
@@ -312,3 +316,19 @@ async def test_a_database_that_stays_away_is_not_waited_for_without_end(
         async with asyncio.timeout(10):
             with pytest.raises(Unavailable):
                 await store.room(alice)
+
+
+async def test_a_failure_says_what_it_is_about(database: Database, database_url: str) -> None:
+    async with open_store(database_url) as store:
+        alice = await store.user("alice")
+        new_room = NewRoom(room_version("12"), alice.user_id, RoomAlias("#failures:test"))
+
+        def decide(head: RoomHead) -> Sequence[Pdu]:
+            content: JsonObject = {"room_version": "12"}
+            return [build_event(head, EventDraft("m.room.create", content, ""), alice.user_id, store.clock())]
+
+        await store.persister.create(new_room, decide)
+        with pytest.raises(AliasTaken, match="#failures:test is another room's"):
+            await store.persister.create(new_room, decide)
+        with pytest.raises(UnknownRoom, match="!nowhere has no event here"):
+            await store.persister.append(RoomId("!nowhere"), decide)
