@@ -8,6 +8,7 @@ from typing import Final
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.events import Pdu, StateKey
+from homeserver.protocol.identifiers import server_in
 from homeserver.protocol.power_levels import PowerLevels
 from storage.dictionaries import Dictionaries, Dictionary
 from storage.event_batch import NewEvent, StateChange, is_for_servers_only
@@ -40,7 +41,7 @@ class UnknownTexts(Exception):
                 self.types.add(event_type)
                 self.atoms.add(state_key)
                 if event_type == "m.room.member":
-                    self.atoms.add(server_of_member(state_key))
+                    self.atoms.add(server_in(state_key))
 
 
 class NewEvents:
@@ -159,7 +160,7 @@ class NewEvents:
         numbers = (_known(self._dictionaries.event_types, event_type), _known(atoms, state_key))
         server_nid = 0
         if event_type == "m.room.member":
-            server_nid = _known(atoms, server_of_member(state_key))
+            server_nid = _known(atoms, server_in(state_key))
         return StateChange(numbers, key, now, before, server_nid, keeps_out)
 
 
@@ -180,11 +181,6 @@ def _flags_of(pdu: Pdu, *, is_sole: bool) -> int:
     return flags | EventFlag.SERVERS_ONLY if is_for_servers_only(pdu) else flags
 
 
-def server_of_member(state_key: str) -> str:
-    """The server name in the state key of a member event; empty where there is none."""
-    return state_key.partition(":")[2]
-
-
 def _rescinds(pdu: Pdu, replaces: StoredEvent | None) -> bool:
     """Whether an event takes back the invite, or refuses the knock, of a user of another server."""
     return (
@@ -192,7 +188,7 @@ def _rescinds(pdu: Pdu, replaces: StoredEvent | None) -> bool:
         and pdu.membership in ("leave", "ban")
         and replaces is not None
         and replaces.pdu.membership in ("invite", "knock")
-        and server_of_member(pdu.state_key or "") != server_of_member(pdu.sender)
+        and server_in(pdu.state_key or "") != server_in(pdu.sender)
     )
 
 

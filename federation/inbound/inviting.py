@@ -12,7 +12,7 @@ from homeserver.errors import BadJson
 from homeserver.http.models import RawReply
 from homeserver.http.request import Request
 from homeserver.protocol.canonical_json import canonical_json
-from homeserver.protocol.identifiers import EventId
+from homeserver.protocol.identifiers import EventId, server_in
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import Services
 from homeserver.services.out_of_band import InviteRequest
@@ -71,7 +71,7 @@ async def send_invite_v1(
 def _count_invite(services: Services, request: Request, event: JsonObject) -> None:
     """Count an invite for the user who gets it, whoever sends it. Raises LimitExceeded."""
     user_id = event.get("state_key")
-    if isinstance(user_id, str) and user_id.endswith(f":{services.config.server_name}"):
+    if isinstance(user_id, str) and server_in(user_id) == services.config.server_name:
         request.listener.rate_limiter.check("invited", user_id, time.monotonic())
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import Pdu, StateKey
-from homeserver.protocol.identifiers import EventId, is_user_id
+from homeserver.protocol.identifiers import EventId, is_user_id, server_in
 from homeserver.protocol.membership_rules import check_membership, membership_of
 from homeserver.protocol.power_levels import PowerLevels, check_power_levels
 from homeserver.protocol.room_versions import RoomVersion
@@ -29,10 +29,10 @@ def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) 
         _check_create(version, event)
         return
     create = _create_of_room(version, event, state)
-    if create.content.get("m.federate") is False and _domain(event.sender) != _domain(create.sender):
+    if create.content.get("m.federate") is False and server_in(event.sender) != server_in(create.sender):
         raise NotAllowed(
             version.rule("3"),
-            f"the room is for users of {_domain(create.sender)} only, not for {event.sender}",
+            f"the room is for users of {server_in(create.sender)} only, not for {event.sender}",
         )
     if event.type == "m.room.member":
         check_membership(version, event, state)
@@ -102,7 +102,7 @@ def _check_create(version: RoomVersion, event: Pdu) -> None:
     if version.room_id_is_create_hash:
         if "room_id" in event.json:
             raise NotAllowed("1.2", "a create event has no room_id")
-    elif _domain(event.room_id) != _domain(event.sender):
+    elif server_in(event.room_id) != server_in(event.sender):
         raise NotAllowed(
             version.rule("1.2"), f"{event.room_id} is not a room ID of the server of {event.sender}"
         )
@@ -131,8 +131,3 @@ def _create_of_room(version: RoomVersion, event: Pdu, state: Mapping[StateKey, P
     elif create.room_id != event.room_id:
         raise NotAllowed(version.rule("2.5"), f"the create event is of the room {create.room_id}")
     return create
-
-
-def _domain(identifier: str) -> str:
-    """The server name in a user or room ID, empty for one without."""
-    return identifier.partition(":")[2]

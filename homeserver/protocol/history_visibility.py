@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Final
 
 from homeserver.protocol.events import Pdu, StateKey
+from homeserver.protocol.identifiers import server_in
 from homeserver.protocol.strict_json import JsonObject
 
 HISTORY_VISIBILITY: Final[StateKey] = ("m.room.history_visibility", "")
@@ -50,7 +51,7 @@ class View:
         if event.type == "m.room.member":
             if event.state_key == reader:
                 return View(self.visibility, event.membership)
-            if event.state_key.partition(":")[2] == reader:
+            if server_in(event.state_key) == reader:
                 return View(self.visibility, strongest_membership((self.membership, event.membership)))
         return self
 

@@ -133,6 +133,11 @@ def server_name_of(identifier: str) -> ServerName:
     return ServerName(server_name)
 
 
+def server_in(text: str) -> ServerName:
+    """What server_name_of says of a text that may be no identifier, such as a state key; "" for none."""
+    return ServerName(text.partition(":")[2])
+
+
 def localpart_of(identifier: str) -> str:
     """The part of a user ID or room alias between its sigil and the first colon."""
     return identifier[1:].partition(":")[0]

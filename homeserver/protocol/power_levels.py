@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from homeserver.protocol.errors import InvalidContent, NotAllowed
 from homeserver.protocol.events import Pdu
-from homeserver.protocol.identifiers import is_user_id
+from homeserver.protocol.identifiers import is_user_id, server_in
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
 
@@ -112,7 +112,7 @@ class PowerLevels:
 
         Source: Room Version 3, "Handling redactions".
         """
-        return self.user_level(redacter) >= self.redact or _domain(redacter) == _domain(sender)
+        return self.user_level(redacter) >= self.redact or server_in(redacter) == server_in(sender)
 
     def _level(self, key: str, default: int) -> int:
         if self._content is None or key not in self._content:
@@ -228,7 +228,3 @@ def _levels(version: RoomVersion, value: Any) -> dict[str, int]:
         return {}
     levels = ((name, parse_level(version, level)) for name, level in value.items())
     return {name: level for name, level in levels if level is not None}
-
-
-def _domain(user_id: str) -> str:
-    return user_id.partition(":")[2]

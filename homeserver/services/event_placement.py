@@ -18,7 +18,7 @@ from homeserver.protocol.auth_rules import check_auth, check_auth_events
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu, StateKey
 from homeserver.protocol.history_visibility import HISTORY_VISIBILITY, Visibility, visibility_in
-from homeserver.protocol.identifiers import EventId, ServerName, UserId
+from homeserver.protocol.identifiers import EventId, ServerName, UserId, server_in
 from homeserver.protocol.power_levels import PowerLevels
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.services.fork_states import ForkStates, NewNode, key_numbers
@@ -26,7 +26,6 @@ from storage import memberships, stored_places
 from storage.database import Database, Transaction
 from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
-from storage.new_events import server_of_member
 from storage.packed_state import REMOVED, StateEntries
 from storage.placement import Placed
 from storage.room_heads import (
@@ -439,7 +438,7 @@ class Arrivals:
             and stored is not None
             and stored.nid != arrival.nid
             and stored.pdu.membership == "join"
-            and server_of_member(key[1]) == self._server_name
+            and server_in(key[1]) == self._server_name
         }
         if not moved:
             return frozenset()

@@ -18,7 +18,7 @@ from homeserver.protocol.auth_events import CREATE
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.errors import InvalidEvent
 from homeserver.protocol.events import Pdu, StateKey, stored_pdu
-from homeserver.protocol.identifiers import EventId, RoomId, ServerName
+from homeserver.protocol.identifiers import EventId, RoomId, ServerName, server_in
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.clock import Clock
 from homeserver.services.joined_states import GivenState, JoinedState, TwoLists, check_joined_state
@@ -30,7 +30,6 @@ from storage.decisions import Decision, EventsStored, UnknownRoom
 from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
 from storage.memberships import Membership
-from storage.new_events import server_of_member
 from storage.nids import NidBlocks
 from storage.outliers import Outlier
 from storage.packed_state import StateEntries
@@ -83,12 +82,12 @@ class _Numbers:
         return [
             Member(
                 self.atoms[user_id],
-                self.atoms[server_of_member(user_id)],
+                self.atoms[server_in(user_id)],
                 Membership.of(pdu.membership),
                 self.events[pdu.event_id],
             )
             for (event_type, user_id), pdu in state.items()
-            if event_type == "m.room.member" and server_of_member(user_id) != own_server
+            if event_type == "m.room.member" and server_in(user_id) != own_server
         ]
 
 
@@ -153,7 +152,7 @@ class JoinImports:
         of_ours = {
             key: StoredEvent(numbers.events[pdu.event_id], pdu)
             for key, pdu in joined.state.items()
-            if key[0] == "m.room.member" and server_of_member(key[1]) == self.server_name
+            if key[0] == "m.room.member" and server_in(key[1]) == self.server_name
         }
 
         async def publish() -> None:
@@ -267,7 +266,7 @@ class JoinImports:
             if pdu.state_key is not None:
                 texts.add(pdu.state_key)
                 if pdu.type == "m.room.member":
-                    texts.add(server_of_member(pdu.state_key))
+                    texts.add(server_in(pdu.state_key))
         atoms = await self.dictionaries.atoms.nids(texts)
         types = await self.dictionaries.event_types.nids({join.type, *(pdu.type for pdu in pdus.values())})
         async with self.database.connection() as tx:

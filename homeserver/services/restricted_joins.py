@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from homeserver.errors import Forbidden, UnableToAuthoriseJoin, UnableToGrantJoin
-from homeserver.protocol.identifiers import RoomId, ServerName, UserId
+from homeserver.protocol.identifiers import RoomId, ServerName, UserId, server_in
 from homeserver.protocol.power_levels import PowerLevels, creators_of
 from storage import memberships, shared_rooms
 from storage.database import Database
@@ -122,7 +122,7 @@ def authoriser(head: RoomHead, helpers: Helpers, server_name: ServerName) -> Use
     able = [
         candidate
         for candidate in dict.fromkeys((*known, *helpers.members))
-        if candidate.endswith(f":{server_name}") and levels.user_level(candidate) >= levels.invite
+        if server_in(candidate) == server_name and levels.user_level(candidate) >= levels.invite
     ]
     members = head.events([("m.room.member", candidate) for candidate in able])
     for (_, candidate), member in members.items():

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
 from homeserver.protocol.errors import InvalidIdentifier
-from homeserver.protocol.identifiers import ServerName, parse_server_name
+from homeserver.protocol.identifiers import ServerName, parse_server_name, server_in
 from homeserver.server_policy import ServerPolicy
 from homeserver.services.bounded_cache import BoundedCache
 from storage import room_servers, sent_positions
@@ -63,7 +63,7 @@ class RoomDestinations:
         for index, event in enumerate(events):
             servers: list[Server] = []
             if event.flags & EventFlag.FED:
-                author = _server_in(event.stored.pdu.sender)  # who has it already
+                author = server_in(event.stored.pdu.sender)  # who has it already
                 servers = [
                     interval.server
                     for interval in rooms[event.room.nid]
@@ -110,7 +110,7 @@ class RoomDestinations:
         return any(
             change.key[0] == MEMBER_TYPE_NID
             and _is_join(change.before) != _is_join(change.now)
-            and not (is_ours and _server_in(change.name[1]) == self._policy.server_name)
+            and not (is_ours and server_in(change.name[1]) == self._policy.server_name)
             for change in event.changes
         )
 
@@ -126,9 +126,5 @@ def _may_rescind(event: StreamEvent) -> bool:
         pdu.state_key is not None
         and pdu.type == "m.room.member"
         and pdu.membership in _WITHOUT_JOIN
-        and _server_in(pdu.state_key) != _server_in(pdu.sender)
+        and server_in(pdu.state_key) != server_in(pdu.sender)
     )
-
-
-def _server_in(user_id: str) -> str:
-    return user_id.partition(":")[2]
