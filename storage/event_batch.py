@@ -84,7 +84,7 @@ class NewEvent(NamedTuple):
     missing: frozenset[EventId] = frozenset()
     """Those of its prev_events that are not here."""
     fills_gap: bool = False
-    redacts_others: bool = True
+    redacts_others: bool = False
     rescinds_for: int | None = None
     """The server of a user whose invite it withdraws."""
 

@@ -105,7 +105,7 @@ class FetchedEvent:
     is_rejected: bool
     """Whether the state before it refuses it, or its auth events do: it gets no place in the timeline."""
     redacts: EventId | None = None
-    redacts_others: bool = True
+    redacts_others: bool = False
     """Of a redaction: whether its sender's power level allows to redact the events of others."""
 
 

@@ -9,9 +9,9 @@ from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_key
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import server_in
-from homeserver.protocol.power_levels import PowerLevels
+from homeserver.protocol.power_levels import redacts_others
 from storage.dictionaries import Dictionaries, Dictionary
-from storage.event_batch import NewEvent, StateChange, is_for_servers_only
+from storage.event_batch import NewEvent, StateChange, is_for_servers_only, redacted_by
 from storage.event_codec import CODEC
 from storage.event_flags import EventFlag
 from storage.nids import NidBlocks
@@ -79,7 +79,9 @@ class NewEvents:
             changes = (change,)
             if _rescinds(pdu, replaces):
                 rescinds_for = change.server_nid
-        redacts_others = pdu.type != "m.room.redaction" or _may_redact_others(head, pdu)
+        by_power = redacted_by(pdu) is not None and redacts_others(
+            head.version, pdu, head.events([CREATE, POWER_LEVELS])
+        )
         prev_nids = head.prev_nids
         head.add(pdu, nid)
         return NewEvent(
@@ -95,7 +97,7 @@ class NewEvents:
             replaces=replaces,
             flags=LOCAL_FLAGS | _flags_of(pdu, is_sole=head.extremities[-1].is_sole),
             prev_nids=prev_nids,
-            redacts_others=redacts_others,
+            redacts_others=by_power,
             rescinds_for=rescinds_for,
         )
 
@@ -190,12 +192,3 @@ def _rescinds(pdu: Pdu, replaces: StoredEvent | None) -> bool:
         and replaces.pdu.membership in ("invite", "knock")
         and server_in(pdu.state_key or "") != server_in(pdu.sender)
     )
-
-
-def _may_redact_others(head: RoomHead, redaction: Pdu) -> bool:
-    """Whether the sender of a redaction has the level to redact what users of other servers have sent."""
-    create = head.event(*CREATE)
-    if create is None:
-        return False
-    levels = PowerLevels.of(head.version, create, head.event(*POWER_LEVELS))
-    return levels.user_level(redaction.sender) >= levels.redact

@@ -49,7 +49,7 @@ class Placed:
     """Those of its prev_events that are not here."""
     fills_gap: bool = False
     """Whether it was among what is missing."""
-    redacts_others: bool = True
+    redacts_others: bool = False
     """Of a redaction: whether its sender's power level allows to redact the events of others."""
 
     @property

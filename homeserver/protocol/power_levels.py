@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from homeserver.protocol.auth_events import CREATE, POWER_LEVELS
 from homeserver.protocol.errors import InvalidContent, NotAllowed
-from homeserver.protocol.events import Pdu
-from homeserver.protocol.identifiers import is_user_id, server_in
+from homeserver.protocol.events import Pdu, StateKey
+from homeserver.protocol.identifiers import is_user_id
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
 
@@ -107,18 +108,29 @@ class PowerLevels:
         """The level required to invite a user."""
         return self._level("invite", 0)
 
-    def can_redact(self, redacter: str, sender: str) -> bool:
-        """Whether a redaction by `redacter` takes effect on an event of `sender` in the same room.
+    def can_redact_others(self, user_id: str) -> bool:
+        """Whether a user's redactions take effect also on events of users of other servers.
 
         Source: Room Version 3, "Handling redactions".
         """
-        return self.user_level(redacter) >= self.redact or server_in(redacter) == server_in(sender)
+        return self.user_level(user_id) >= self.redact
 
     def _level(self, key: str, default: int) -> int:
         if self._content is None or key not in self._content:
             return default
         level = parse_level(self._version, self._content[key])
         return default if level is None else level
+
+
+def redacts_others(version: RoomVersion, redaction: Pdu, state: Mapping[StateKey, Pdu]) -> bool:
+    """Whether a redaction takes effect also on events of users of other servers.
+
+    `state`: that before it, of which the create event and the power levels count.
+    """
+    create = state.get(CREATE)
+    if create is None:
+        return False
+    return PowerLevels.of(version, create, state.get(POWER_LEVELS)).can_redact_others(redaction.sender)
 
 
 def creators_of(version: RoomVersion, create: Pdu) -> tuple[str, ...]:

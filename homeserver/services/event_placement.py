@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from homeserver.protocol.auth_events import CREATE, auth_state_keys, select_auth_events
+from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys, select_auth_events
 from homeserver.protocol.auth_rules import check_auth, check_auth_events
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu, StateKey
 from homeserver.protocol.history_visibility import HISTORY_VISIBILITY, Visibility, visibility_in
 from homeserver.protocol.identifiers import EventId, ServerName, UserId, server_in
-from homeserver.protocol.power_levels import PowerLevels
+from homeserver.protocol.power_levels import redacts_others
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.services.fork_states import ForkStates, NewNode, key_numbers
 from storage import memberships, stored_places
@@ -235,7 +235,7 @@ class Arrivals:
             None if not head.names_extremities else tuple(one.nid for one in head.extremities),
             frozenset(pdu.prev_events),
             is_promoted=arrival.is_promoted,
-            redacts_others=_redacts_others(head.version, pdu, head.events(_levels_keys(pdu))),
+            redacts_others=redacts_others(head.version, pdu, head.events(_levels_keys(pdu))),
         )
 
     # -- beside the persister's loop
@@ -323,7 +323,7 @@ class Arrivals:
                 placed,
                 changes=changes,
                 keeps_out=await self._kept_out(room, changes, arrival),
-                redacts_others=_redacts_others(room.version, pdu, view.pdus(_levels_keys(pdu))),
+                redacts_others=redacts_others(room.version, pdu, view.pdus(_levels_keys(pdu))),
             )
         fits = _kind_of_head(now, view.extremities, placed.covers)
         arrival.fork = _ForkFacts(fits, placed, verdict, refusal or "")
@@ -541,13 +541,5 @@ def _is_open(state: Mapping[StateKey, Pdu]) -> bool:
 
 
 def _levels_keys(pdu: Pdu) -> list[StateKey]:
-    return [CREATE, ("m.room.power_levels", "")] if pdu.type == "m.room.redaction" else []
-
-
-def _redacts_others(version: RoomVersion, pdu: Pdu, state: Mapping[StateKey, Pdu]) -> bool:
-    """Whether the sender of a redaction may redact what others have sent."""
-    create = state.get(CREATE)
-    if create is None:
-        return True
-    levels = PowerLevels.of(version, create, state.get(("m.room.power_levels", "")))
-    return levels.user_level(pdu.sender) >= levels.redact
+    """What decides whether a redaction takes effect on events of others."""
+    return [CREATE, POWER_LEVELS] if pdu.type == "m.room.redaction" else []

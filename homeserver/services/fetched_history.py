@@ -20,7 +20,7 @@ from homeserver.protocol.auth_rules import check_auth
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu
 from homeserver.protocol.identifiers import EventId, ServerName
-from homeserver.protocol.power_levels import PowerLevels
+from homeserver.protocol.power_levels import redacts_others
 from homeserver.services.history_states import HistoryStates
 from homeserver.services.missing_events import MissingEvents, parents_first
 from homeserver.services.pdu_gate import RefusedPdu
@@ -229,7 +229,7 @@ class _Work:
 
     async def fetched(self, pdu: Pdu) -> FetchedEvent:
         """What is to be stored of an event. Raises FederationError, IncompleteState."""
-        place = self.stored[pdu.event_id]
+        place, version = self.stored[pdu.event_id], self.border.room.version
         before = await self.states.stored(await self._before(pdu))
         refusal = "an earlier verdict" if place.is_rejected else await self._refusal(before, pdu)
         if refusal is not None:
@@ -248,7 +248,8 @@ class _Work:
             tuple(parent.nid for parent in parents if parent is not None),
             refusal is not None,
             redacts,
-            redacts is None or await self._redacts_others(before, pdu),
+            redacts is not None
+            and redacts_others(version, pdu, await self.states.events(before, [CREATE, POWER_LEVELS])),
         )
 
     def _place(self, event_id: EventId) -> StoredPlace | None:
@@ -294,14 +295,6 @@ class _Work:
         except NotAllowed as error:
             return str(error)
         return None
-
-    async def _redacts_others(self, before: ForkState, pdu: Pdu) -> bool:
-        """Whether the sender of a redaction may redact what others have sent."""
-        state = await self.states.events(before, [CREATE, POWER_LEVELS])
-        if CREATE not in state:
-            return False
-        levels = PowerLevels.of(self.border.room.version, state[CREATE], state.get(POWER_LEVELS))
-        return levels.user_level(pdu.sender) >= levels.redact
 
 
 def _chosen(events: Mapping[EventId, Pdu], event_ids: Collection[EventId]) -> dict[EventId, Pdu]:

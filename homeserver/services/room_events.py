@@ -89,7 +89,7 @@ class RoomEvents:
         """
         async with self.database.connection() as tx:
             target = await events.load(tx, room_id, event_id)
-            is_known_whole = await events.begins_with_create(tx, room_id)
+            is_known_whole = target is None and await events.begins_with_create(tx, room_id)
         draft = EventDraft("m.room.redaction", {**content, "redacts": event_id})
 
         def decide(head: RoomHead) -> list[Pdu]:
@@ -104,7 +104,7 @@ class RoomEvents:
             create, power_levels = head.event("m.room.create"), head.event("m.room.power_levels")
             assert create is not None
             levels = PowerLevels.of(head.version, create, power_levels)
-            if requester.user_id != target.sender and levels.user_level(requester.user_id) < levels.redact:
+            if requester.user_id != target.sender and not levels.can_redact_others(requester.user_id):
                 raise Forbidden(f"redacting an event of {target.sender} needs power level {levels.redact}")
             return [redaction]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from homeserver.protocol.power_levels import CREATOR_LEVEL, PowerLevels
 from homeserver.protocol.room_versions import RoomVersion
-from tests.protocol.rooms import ALICE, BOB, DAVE, EVE, MAX, MIA, V11, V12, ZOE, Draft, Room, power_levels
+from tests.protocol.rooms import ALICE, BOB, DAVE, MAX, MIA, V11, V12, ZOE, Draft, Room, power_levels
 from tests.protocol.rule_cases import Case, in_each_version, outcome, refusing_rule
 
 STRING_LEVELS = replace(V11, integer_power_levels=False)
@@ -313,13 +313,12 @@ def test_levels_are_those_of_the_event() -> None:
     assert levels.user_level(BOB) == -8
 
 
-def test_a_redaction_takes_the_redact_level_or_the_server_of_the_sender() -> None:
+def test_redacting_what_others_have_sent_takes_the_redact_level() -> None:
     room = Room(V11)
     levels = PowerLevels.of(V11, room.create, room.event(power_levels()))
 
-    assert levels.can_redact(MIA, DAVE)
-    assert levels.can_redact(EVE, DAVE)
-    assert not levels.can_redact(BOB, DAVE)
+    assert levels.can_redact_others(MIA)
+    assert not levels.can_redact_others(BOB)
 
 
 @pytest.mark.parametrize(
