@@ -96,6 +96,49 @@ def check_auth_events(
             )
 
 
+def check_against_auth_events(
+    version: RoomVersion,
+    event: Pdu,
+    auth_events: Sequence[Pdu],
+    rejected: Collection[EventId],
+    create: Pdu | None,
+) -> None:
+    """Check an event against all that it names as its auth events: the list, and what it allows.
+
+    `create`: the room's create event, as far as it is known. Where the room ID is made of it, no event names
+    it, but it counts all the same. Raises NotAllowed.
+    """
+    check_auth_events(version, event, auth_events, rejected)
+    state = {one.key: one for one in auth_events if one.state_key is not None}
+    if version.room_id_is_create_hash and create is not None:
+        state[CREATE] = create
+    check_auth(version, event, state)
+
+
+def why_refused(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> str | None:
+    """Why a state does not allow an event, as `check_auth` has it; None where it does."""
+    try:
+        check_auth(version, event, state)
+    except NotAllowed as error:
+        return str(error)
+    return None
+
+
+def why_refused_by_auth_events(
+    version: RoomVersion,
+    event: Pdu,
+    auth_events: Sequence[Pdu],
+    rejected: Collection[EventId],
+    create: Pdu | None,
+) -> str | None:
+    """Why its own auth events do not allow an event, as `check_against_auth_events` has it."""
+    try:
+        check_against_auth_events(version, event, auth_events, rejected, create)
+    except NotAllowed as error:
+        return str(error)
+    return None
+
+
 def _check_create(version: RoomVersion, event: Pdu) -> None:
     if event.prev_events:
         raise NotAllowed(version.rule("1.1"), "a create event comes first, and this one has prev_events")

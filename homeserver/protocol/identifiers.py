@@ -138,6 +138,11 @@ def server_in(text: str) -> ServerName:
     return ServerName(text.partition(":")[2])
 
 
+def create_event_id(room_id: str) -> EventId:
+    """The ID of a room's create event, in versions that make the room ID of it."""
+    return EventId(f"${room_id[1:]}")
+
+
 def localpart_of(identifier: str) -> str:
     """The part of a user ID or room alias between its sigil and the first colon."""
     return identifier[1:].partition(":")[0]

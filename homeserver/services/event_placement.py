@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final
 
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys, select_auth_events
-from homeserver.protocol.auth_rules import check_auth, check_auth_events
+from homeserver.protocol.auth_rules import why_refused, why_refused_by_auth_events
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu, StateKey
 from homeserver.protocol.history_visibility import HISTORY_VISIBILITY, Visibility, visibility_in
@@ -38,7 +38,7 @@ from storage.room_heads import (
     StoredEvent,
 )
 from storage.state_deltas import ForkState
-from storage.stored_places import StoredBody, StoredPlace
+from storage.stored_places import StoredPlace
 
 MAX_REFUSED_BEHIND: Final = 100
 """Through so many rejected or soft-failed events it is looked for the extremities that an event covers."""
@@ -211,7 +211,7 @@ class Arrivals:
                 raise NeedsWork(lambda: self._learn_auth_events(view, arrival))
             auth_nids, refusal = arrival.auth.nids, arrival.auth.refusal
         if refusal is None:
-            refusal = _refusal(version, pdu, state)
+            refusal = why_refused(version, pdu, state)
         if refusal is not None:
             arrival.verdict, arrival.reason = Verdict.REJECTED, refusal
             if arrival.is_fixed:
@@ -249,7 +249,7 @@ class Arrivals:
         version = view.room.version
         current = view.pdus(auth_state_keys(version, pdu.type, pdu.sender, pdu.state_key, pdu.content))
         if _names_just(version, pdu, current):
-            return _AuthFacts(_nids_of_named(pdu, view.current.values()), _refusal(version, pdu, current))
+            return _AuthFacts(_nids_of_named(pdu, view.current.values()), why_refused(version, pdu, current))
         found = await stored_places.bodies(tx, view.room, set(pdu.auth_events))
         missing = set(pdu.auth_events) - set(found)
         if missing:
@@ -257,7 +257,13 @@ class Arrivals:
         named = [found[event_id] for event_id in pdu.auth_events]
         return _AuthFacts(
             tuple(body.nid for body in named),
-            _refusal_by_auth_events(view, pdu, named),
+            why_refused_by_auth_events(
+                version,
+                pdu,
+                [body.pdu for body in named],
+                {body.pdu.event_id for body in named if body.is_rejected},
+                current.get(CREATE),
+            ),
         )
 
     async def _work_out(self, view: _View, arrival: Arrival) -> None:
@@ -283,7 +289,7 @@ class Arrivals:
         if refusal is None:
             keys_read = [*keys, HISTORY_VISIBILITY]
             state = await self._forks.overlaid(room, view.pdus(keys_read), keys_read, overlay)
-            refusal = _refusal(room.version, pdu, state)
+            refusal = why_refused(room.version, pdu, state)
             if _is_open(state):
                 flags |= EventFlag.OPEN
         if refusal is not None:
@@ -380,7 +386,7 @@ class Arrivals:
             return None
         current = {} if others is None else await self._forks.merge(view.room, view.state_ver, overlays)
         state = await self._forks.overlaid(view.room, view.pdus(keys), keys, current)
-        return _refusal(view.room.version, pdu, state)
+        return why_refused(view.room.version, pdu, state)
 
     async def _agree(self, view: _View, keys: Collection[StateKey], overlays: Iterable[StateEntries]) -> bool:
         """Whether all states have the same event for each of some keys: then what they come to has it too."""
@@ -507,30 +513,6 @@ def _kind_of_head(
         staying,
         frozenset(extremity.event_id for extremity in extremities if extremity.event_id in covered),
     )
-
-
-def _refusal(version: RoomVersion, pdu: Pdu, state: Mapping[StateKey, Pdu]) -> str | None:
-    """Why a state does not allow an event."""
-    try:
-        check_auth(version, pdu, state)
-    except NotAllowed as error:
-        return str(error)
-    return None
-
-
-def _refusal_by_auth_events(view: _View, pdu: Pdu, named: Sequence[StoredBody]) -> str | None:
-    """Why an event's own auth events do not allow it."""
-    version = view.room.version
-    rejected = {body.pdu.event_id for body in named if body.is_rejected}
-    state = {body.pdu.key: body.pdu for body in named if body.pdu.state_key is not None}
-    if version.room_id_is_create_hash and CREATE in view.current:
-        state[CREATE] = view.current[CREATE].pdu
-    try:
-        check_auth_events(version, pdu, [body.pdu for body in named], rejected)
-        check_auth(version, pdu, state)
-    except NotAllowed as error:
-        return str(error)
-    return None
 
 
 def _is_open(state: Mapping[StateKey, Pdu]) -> bool:

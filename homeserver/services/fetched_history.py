@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys
-from homeserver.protocol.auth_rules import check_auth
-from homeserver.protocol.errors import NotAllowed
+from homeserver.protocol.auth_rules import why_refused
 from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu
 from homeserver.protocol.identifiers import EventId, ServerName
 from homeserver.protocol.power_levels import redacts_others
@@ -290,11 +289,7 @@ class _Work:
             return "an auth event is rejected"
         version = self.border.room.version
         keys = auth_state_keys(version, pdu.type, pdu.sender, pdu.state_key, pdu.content)
-        try:
-            check_auth(version, pdu, await self.states.events(before, keys))
-        except NotAllowed as error:
-            return str(error)
-        return None
+        return why_refused(version, pdu, await self.states.events(before, keys))
 
 
 def _chosen(events: Mapping[EventId, Pdu], event_ids: Collection[EventId]) -> dict[EventId, Pdu]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from homeserver.protocol.auth_events import CREATE, auth_state_keys
-from homeserver.protocol.auth_rules import check_auth, check_auth_events
+from homeserver.protocol.auth_rules import check_against_auth_events, check_auth
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.errors import BadJson, InvalidEvent
 from homeserver.protocol.events import Pdu, StateKey
@@ -144,9 +144,7 @@ def _check_join(
     if absent:
         raise InvalidEvent(f"auth events of the join are missing, or refused: {', '.join(absent)}")
     auth_events = [accepted[event_id] for event_id in join.auth_events]
-    check_auth_events(version, join, auth_events, rejected=())
-    by_key = {pdu.key: pdu for pdu in auth_events if pdu.state_key is not None}
-    check_auth(version, join, {CREATE: state[CREATE], **by_key})
+    check_against_auth_events(version, join, auth_events, (), state[CREATE])
     keys = auth_state_keys(version, join.type, join.sender, join.state_key, join.content)
     check_auth(version, join, {key: state[key] for key in keys if key in state})
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from homeserver.protocol.auth_events import CREATE
-from homeserver.protocol.auth_rules import check_auth, check_auth_events
+from homeserver.protocol.auth_rules import why_refused_by_auth_events
 from homeserver.protocol.canonical_json import MAX_INTEGER, canonical_json
-from homeserver.protocol.errors import NotAllowed
-from homeserver.protocol.events import Pdu, StateKey
-from homeserver.protocol.identifiers import EventId
+from homeserver.protocol.events import Pdu
+from homeserver.protocol.identifiers import EventId, create_event_id
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.services.clock import Clock
 from homeserver.services.fork_states import key_numbers
@@ -56,7 +55,7 @@ class Outliers:
         wanted = {pdu.event_id: pdu for pdu in pdus if pdu.room_id == room.room_id}
         named = {event_id for pdu in wanted.values() for event_id in pdu.auth_events}
         if room.version.room_id_is_create_hash:
-            named.add(EventId(f"${room.room_id[1:]}"))
+            named.add(create_event_id(room.room_id))
         async with self.database.connection() as tx:
             known = await stored_places.bodies(tx, room, named | set(wanted))
         new = [pdu for event_id, pdu in wanted.items() if event_id not in known]
@@ -109,7 +108,8 @@ def check_by_auth_events(
         if begun and pdu.type == "m.room.create":
             refusal: str | None = "the room was made by another event"
         else:
-            refusal = _refusal(version, pdu, auth_events, refused, bodies)
+            create = bodies.get(create_event_id(pdu.room_id))
+            refusal = why_refused_by_auth_events(version, pdu, auth_events, refused, create)
         if refusal is not None:
             rejected.add(pdu.event_id)
         checked.append(Checked(pdu, refusal))
@@ -134,23 +134,3 @@ def _auth_events_first(by_id: Mapping[EventId, Pdu], known: Mapping[EventId, Sto
             if waiting_for[later] == 0:
                 ready.append(later)
     return order
-
-
-def _refusal(
-    version: RoomVersion,
-    pdu: Pdu,
-    auth_events: Sequence[Pdu],
-    rejected: set[EventId],
-    bodies: Mapping[EventId, Pdu],
-) -> str | None:
-    state: dict[StateKey, Pdu] = {one.key: one for one in auth_events if one.state_key is not None}
-    if version.room_id_is_create_hash and pdu.type != "m.room.create":
-        create = bodies.get(EventId(f"${pdu.room_id[1:]}"))
-        if create is not None:
-            state[CREATE] = create
-    try:
-        check_auth_events(version, pdu, auth_events, rejected)
-        check_auth(version, pdu, state)
-    except NotAllowed as error:
-        return str(error)
-    return None

@@ -13,7 +13,7 @@ from typing import Final
 
 from homeserver.errors import TooLarge
 from homeserver.protocol.events import Pdu
-from homeserver.protocol.identifiers import EventId
+from homeserver.protocol.identifiers import EventId, create_event_id
 from homeserver.services.outgoing_events import OutgoingEvents
 from storage import room_timeline, served_events
 from storage.auth_graphs import AuthGraphs
@@ -52,7 +52,7 @@ class ServedEvents:
                 graph = await self.graphs.graph(tx, room.nid, nids)
                 create = None
                 if room.version.room_id_is_create_hash:
-                    create = await served_events.nid_of(tx, room.nid, EventId(f"${room.room_id[1:]}"))
+                    create = await served_events.nid_of(tx, room.nid, create_event_id(room.room_id))
             if len(nids) > WALKED_HERE:
                 chain = await asyncio.to_thread(graph.auth_chain, nids)
             else:

@@ -13,7 +13,7 @@ from homeserver.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS, au
 from homeserver.protocol.auth_rules import check_auth
 from homeserver.protocol.errors import MissingEvents, NotAllowed
 from homeserver.protocol.events import Pdu, StateKey
-from homeserver.protocol.identifiers import EventId
+from homeserver.protocol.identifiers import EventId, create_event_id
 from homeserver.protocol.power_levels import PowerLevels
 from homeserver.protocol.room_versions import RoomVersion, StateResolution
 from homeserver.protocol.state_resolution.auth_graph import AuthGraph, Ref, auth_graph_of
@@ -151,7 +151,7 @@ class _Replay(Generic[Ref]):
         replayed = [self.events[ref] for ref in self.keys_read]
         creates = [event for event in replayed if (event.type, event.state_key) == CREATE]
         if not creates and self.version.room_id_is_create_hash:
-            create_ids = {f"${event.room_id[1:]}" for event in replayed}
+            create_ids = {create_event_id(event.room_id) for event in replayed}
             creates = [event for event in self.events.values() if event.event_id in create_ids]
         return min(creates, key=lambda event: event.event_id, default=None)
 
