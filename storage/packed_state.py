@@ -27,6 +27,12 @@ _COMPRESSOR: Final = zstandard.ZstdCompressor(level=3, write_checksum=True)
 _DECOMPRESSOR: Final = zstandard.ZstdDecompressor()
 
 
+def difference(older: Mapping[Key, int], newer: Mapping[Key, int]) -> StateEntries:
+    """What a whole state has otherwise than another one, 0 for the keys that it lacks."""
+    removed = dict.fromkeys(older.keys() - newer.keys(), REMOVED)
+    return removed | {key: event_nid for key, event_nid in newer.items() if older.get(key) != event_nid}
+
+
 class PackedState:
     """Packed entries, decompressed: single keys are found by bisection, without unpacking all."""
 

@@ -14,7 +14,7 @@ from homeserver.services.fork_states import ForkStates, key_numbers
 from storage import room_state, state_deltas, stored_places
 from storage.database import Database
 from storage.nids import NidBlocks
-from storage.packed_state import REMOVED, Key, StateEntries
+from storage.packed_state import REMOVED, Key, StateEntries, difference
 from storage.room_heads import RoomRef
 from storage.room_state import StateAt
 from storage.room_timeline import TimelineRow
@@ -58,9 +58,7 @@ class HistoryStates:
         """The state of which these are all entries. `near`: a stored state that is much like it."""
         async with self.database.connection() as tx:
             below = await room_state.whole(tx, StateAt(self.room.nid, self.ver, near.over_id))
-        own = {key: nid for key, nid in entries.items() if below.get(key) != nid}
-        own |= dict.fromkeys(below.keys() - entries.keys(), REMOVED)
-        return await self.stored(replace(near, own=own))
+        return await self.stored(replace(near, own=difference(below, entries)))
 
     async def merged(self, states: Sequence[ForkState]) -> ForkState:
         """The state that several come to."""

@@ -32,7 +32,7 @@ from storage.event_flags import EventFlag
 from storage.memberships import Membership
 from storage.nids import NidBlocks
 from storage.outliers import Outlier
-from storage.packed_state import StateEntries
+from storage.packed_state import REMOVED, StateEntries, difference
 from storage.persister import Persister
 from storage.placement import Placed
 from storage.room_heads import RoomHead, RoomRef, StoredEvent
@@ -190,15 +190,16 @@ class JoinImports:
         async with self.database.connection() as tx:
             before = await room_state.whole(tx, StateAt(room.nid, seq))
         entries = numbers.entries(joined.state)
-        gone = [key for key in before if key not in entries]
+        differences = difference(before, entries)
+        gone = [key for key, nid in differences.items() if nid == REMOVED]
         types = await self.dictionaries.event_types.texts({type_nid for type_nid, _ in gone})
         state_keys = await self.dictionaries.atoms.texts({skey_nid for _, skey_nid in gone})
         changes: dict[StateKey, StoredEvent | None] = {
             (types[type_nid], state_keys[skey_nid]): None for type_nid, skey_nid in gone
         }
-        for (key, nid), (name, pdu) in zip(entries.items(), joined.state.items(), strict=True):
-            if before.get(key) != nid:
-                changes[name] = StoredEvent(nid, pdu)
+        for key, (name, pdu) in zip(entries, joined.state.items(), strict=True):
+            if key in differences:
+                changes[name] = StoredEvent(differences[key], pdu)
         return changes
 
     async def _marker(

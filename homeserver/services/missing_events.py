@@ -31,7 +31,7 @@ from homeserver.services.outliers import Outliers
 from homeserver.services.pdu_gate import PduGate
 from storage import room_state, stored_places
 from storage.database import Database
-from storage.packed_state import REMOVED, StateEntries
+from storage.packed_state import StateEntries, difference
 from storage.room_heads import RoomHead, RoomRef
 from storage.room_state import StateAt
 from storage.state_deltas import ForkState
@@ -187,9 +187,7 @@ class MissingEvents:
         now = head.state_ver
         async with self.database.connection() as tx:
             current = await room_state.whole(tx, StateAt(room.nid, now))
-        removed = dict.fromkeys(current.keys() - entries.keys(), REMOVED)
-        changed = {key: nid for key, nid in entries.items() if current.get(key) != nid}
-        return ForkState(now, removed | changed)
+        return ForkState(now, difference(current, entries))
 
     async def _entries(
         self, room: RoomRef, event_ids: Sequence[EventId], *, must_be_whole: bool
