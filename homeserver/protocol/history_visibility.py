@@ -130,11 +130,6 @@ class ViewHistory:
         """The reader's view in a version of the state."""
         return self._views[bisect_right(self._versions, version)]
 
-    def changed_at(self, version: int) -> int:
-        """The newest version, at or before this one, at which the view changed; -1 where there is none."""
-        index = bisect_right(self._versions, version)
-        return self._versions[index - 1] if index else -1
-
     def joined_after(self, version: int) -> bool:
         """Whether the reader joined at any time after a version."""
         return version < self._last_join
@@ -142,14 +137,9 @@ class ViewHistory:
     def shows(self, version: int) -> bool:
         """Whether an event is visible whose state before is this version.
 
-        For the reader's own member events and changes of the visibility ask `shows_change`.
+        The reader's own member events, and changes of the visibility, go to `may_see` one by one.
         """
         return self._visible[bisect_right(self._versions, version)]
-
-    def shows_change(self, version: int, event: Pdu, reader: str) -> bool:
-        """As `shows`, for an event of any kind."""
-        before = self.view_at(version)
-        return may_see(before, before.after(event, reader), joined_later=self.joined_after(version))
 
 
 _VISIBILITIES: Final = {visibility.value: visibility for visibility in Visibility}

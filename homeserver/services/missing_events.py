@@ -120,8 +120,8 @@ class MissingEvents:
 
     async def auth_events(
         self, room: RoomRef, pdu: Pdu, missing: Collection[EventId], servers: Sequence[ServerName]
-    ) -> bool:
-        """Fetch and store the auth events that an event lacks; whether all of them are here now."""
+    ) -> None:
+        """Fetch and store the auth events that an event lacks, as far as they can be had."""
         for server_name in servers[:MAX_SERVERS]:
             try:
                 chain = await room_requests.get_event_auth(
@@ -135,8 +135,7 @@ class MissingEvents:
             except FederationError as error:
                 log.info("the auth events of %s cannot be fetched: %s", pdu.event_id, error)
             if not await self.not_stored(room, missing):
-                return True
-        return False
+                return
 
     async def state_before(
         self,

@@ -37,9 +37,6 @@ class RoomDestinations:
         self._policy = policy
         self._rooms: BoundedCache[int, Intervals] = BoundedCache(MAX_INTERVALS)
 
-    def __len__(self) -> int:
-        return len(self._rooms)
-
     def may_send(self, server_name: ServerName) -> bool:
         """Whether we send to a server at all; who names one in a user ID may name anything."""
         try:

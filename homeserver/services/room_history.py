@@ -77,8 +77,7 @@ class RoomHistory:
     visibility: RoomVisibility
     client_events: ClientEvents
     incarnation: str
-    fetching: HistoryFetching | None = None
-    """Fetches history of other servers; None where there are none."""
+    fetching: HistoryFetching
     _timelines: TimelineReader = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

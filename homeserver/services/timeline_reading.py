@@ -74,8 +74,7 @@ class TimelineReader:
     database: Database
     dictionaries: Dictionaries
     visibility: RoomVisibility
-    fetching: HistoryFetching | None
-    """Fetches history of other servers; None where there are none."""
+    fetching: HistoryFetching
 
     async def read(self, tx: Transaction, reading: Reading) -> None:
         """Read what is here. Where `gap` is set then, `read_over_gaps` may find more."""
@@ -84,7 +83,7 @@ class TimelineReader:
         low = reading.low if gap is None else gap
         found, stopped_at = await self._scan(tx, reading, low, wanted)
         reading.gap = None
-        if gap is not None and self.fetching is not None:
+        if gap is not None:
             if stopped_at is None:
                 stopped_at = gap
                 reading.gap = gap if len(found) < wanted else None
@@ -99,7 +98,7 @@ class TimelineReader:
     async def read_over_gaps(self, reading: Reading) -> None:
         """Read on as history comes, for as long as a reader may be expected to wait; hold no connection."""
         give_up = _now() + PATIENCE_S
-        while (gap := reading.gap) is not None and self.fetching is not None:
+        while (gap := reading.gap) is not None:
             outcome = await self.fetching.fill(reading.view.room, gap.seq, max(0.0, give_up - _now()))
             if outcome is Outcome.LATER:
                 reading.is_pending = True
@@ -117,8 +116,6 @@ class TimelineReader:
 
     async def _next_gap(self, tx: Transaction, reading: Reading) -> Gap | None:
         """The first gap on the way back in which there may be something that the reader may see."""
-        if self.fetching is None:
-            return None
         view = reading.view
         for gap in await fetched_history.gaps(tx, view.room.nid, reading.low[0], reading.high[0]):
             is_on_the_way = reading.low < gap <= reading.high and gap.seq not in reading.hopeless

@@ -175,9 +175,6 @@ def test_a_history_of_views_answers_as_each_view_does(
         assert history.view_at(version) == view
         assert history.joined_after(version) is joined_later
         assert history.shows(version) is _sees(view, MESSAGE, joined_later=joined_later)
-        for event in (MESSAGE, _member("join"), _member("leave"), _change_to("joined"), _change_to("shared")):
-            seen = history.shows_change(version, event, READER)
-            assert seen is _sees(view, event, joined_later=joined_later)
 
 
 def test_a_page_shows_what_was_said_while_the_reader_was_there() -> None:
@@ -186,17 +183,3 @@ def test_a_page_shows_what_was_said_while_the_reader_was_there() -> None:
     )
 
     assert [version for version in range(25) if history.shows(version)] == [0, 1, 5, 6, 7, 8, 16, 17]
-
-
-def test_a_view_knows_when_it_changed_last() -> None:
-    history = ViewHistory([(3, Visibility.JOINED)], [(5, "join"), (8, "leave")])
-    assert [history.changed_at(version) for version in (0, 2, 3, 4, 5, 7, 8, 100)] == [
-        -1,
-        -1,
-        3,
-        3,
-        5,
-        5,
-        8,
-        8,
-    ]

@@ -21,6 +21,7 @@ from storage.stream import StreamEvent
 from tests.services.incoming import IncomingStore
 from tests.services.test_incoming_events import Model
 from tests.services.test_sync import INCARNATION, later
+from tests.storage.stores import NOBODY
 
 OTHER_SERVER: Final = ServerName("other.test")
 FIRST_TS: Final = 1_700_000_000_000
@@ -145,7 +146,7 @@ class ForkedRoom:
         """What answers /messages, /context and /event."""
         store, visibility = self.store.store, RoomVisibility()
         events = ClientEvents(visibility, later)
-        return RoomHistory(store.database, store.dictionaries, visibility, events, INCARNATION)
+        return RoomHistory(store.database, store.dictionaries, visibility, events, INCARNATION, NOBODY)
 
     @property
     def state(self) -> RoomState:

@@ -35,7 +35,7 @@ from storage.database import Database
 from storage.event_flags import EventFlag
 from storage.events import event_ids_of
 from storage.sync_reads import TimelineEntry
-from tests.storage.stores import Store, open_store
+from tests.storage.stores import NOBODY, Store, open_store
 
 LATER_MS = 4_000_000_000_000
 INCARNATION = "test"
@@ -101,7 +101,9 @@ class Story:
     def history(self) -> RoomHistory:
         visibility = RoomVisibility()
         events = ClientEvents(visibility, later)
-        return RoomHistory(self.store.database, self.store.dictionaries, visibility, events, INCARNATION)
+        return RoomHistory(
+            self.store.database, self.store.dictionaries, visibility, events, INCARNATION, NOBODY
+        )
 
     async def act(self, actor: int, what: str, number: int) -> None:
         """Something that a user does, or tries to do."""
