@@ -12,6 +12,11 @@ from typing import Final
 import orjson
 import zstandard
 
+from homeserver.protocol.event_hashes import decode_event_id
+from homeserver.protocol.events import Pdu, stored_pdu
+from homeserver.protocol.identifiers import RoomId
+from homeserver.protocol.redaction import redact
+from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
 from storage.event_flags import EventFlag
 
@@ -58,3 +63,11 @@ def decode_event(flags: int, stored: bytes) -> JsonObject:
     """A stored event as JSON."""
     event: JsonObject = orjson.loads(decode_event_bytes(flags, stored))
     return event
+
+
+def decode_pdu(version: RoomVersion, room_id: RoomId, stored_id: bytes, flags: int, stored: bytes) -> Pdu:
+    """What a row of table events holds, by its event_id, flags and json; a redacted event comes pruned."""
+    event = decode_event(flags, stored)
+    if flags & EventFlag.REDACTED:
+        event = redact(version, event)
+    return stored_pdu(room_id, decode_event_id(stored_id), event)

@@ -10,13 +10,12 @@ from typing import Final
 import asyncpg
 
 from homeserver.protocol.event_hashes import decode_event_id
-from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu, StateKey, stored_pdu
+from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu, StateKey
 from homeserver.protocol.identifiers import EventId, RoomId
-from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import RoomVersion, room_version
 from storage.database import Database
 from storage.dictionaries import Dictionaries
-from storage.event_codec import decode_event
+from storage.event_codec import decode_pdu
 from storage.event_flags import EventFlag
 
 MAX_LOADED_EVENTS: Final = 200_000
@@ -427,7 +426,5 @@ class RoomHeads:
 
 def stored_event(room: RoomRef, row: asyncpg.Record) -> StoredEvent:
     """A row with nid, event_id, flags and json as an event; a redacted one comes pruned."""
-    event = decode_event(row["flags"], row["json"])
-    if row["flags"] & EventFlag.REDACTED:
-        event = redact(room.version, event)
-    return StoredEvent(row["nid"], stored_pdu(room.room_id, decode_event_id(row["event_id"]), event))
+    pdu = decode_pdu(room.version, room.room_id, row["event_id"], row["flags"], row["json"])
+    return StoredEvent(row["nid"], pdu)

@@ -9,13 +9,12 @@ from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple, TypeAlias
 
 from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
-from homeserver.protocol.events import Pdu, stored_pdu
+from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, RoomId
-from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import room_version
 from storage import state_deltas
 from storage.database import Transaction
-from storage.event_codec import decode_event
+from storage.event_codec import decode_pdu
 from storage.event_flags import EventFlag
 from storage.packed_state import Key
 from storage.room_heads import RoomRef
@@ -79,10 +78,7 @@ class TimelineRow(NamedTuple):
 
     def pdu(self, room: RoomRef) -> Pdu:
         """The event; a redacted one comes pruned."""
-        event = decode_event(self.flags, self.json)
-        if self.flags & _REDACTED:
-            event = redact(room.version, event)
-        return stored_pdu(room.room_id, decode_event_id(self.stored_id), event)
+        return decode_pdu(room.version, room.room_id, self.stored_id, self.flags, self.json)
 
     def state_before(self, room: RoomRef) -> StateAt:
         """The room's state before the event."""

@@ -10,13 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from homeserver.protocol.event_hashes import decode_event_id
-from homeserver.protocol.events import Pdu, stored_pdu
+from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import RoomId, ServerName
-from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import RoomVersion, room_version
 from storage.database import Transaction
-from storage.event_codec import decode_event
+from storage.event_codec import decode_pdu
 from storage.event_flags import EventFlag
 from storage.room_servers import Server
 from storage.room_timeline import seq_at_sql
@@ -52,10 +50,7 @@ class DueEvent:
 
     def pdu(self) -> Pdu:
         """The event; a redacted one comes pruned. Raises whatever is wrong with it."""
-        event = decode_event(self.flags, self.json)
-        if self.flags & EventFlag.REDACTED:
-            event = redact(self.version, event)
-        return stored_pdu(self.room_id, decode_event_id(self.stored_id), event)
+        return decode_pdu(self.version, self.room_id, self.stored_id, self.flags, self.json)
 
 
 async def load(tx: Transaction) -> SentPositions:

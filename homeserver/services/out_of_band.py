@@ -303,10 +303,12 @@ class OutOfBand:
         async with self.database.connection() as tx:
             return await oob_memberships.standing(tx, room_id, user_nid, server_nid)
 
-    async def _save(self, event: OutOfBandEvent) -> None:
-        """Store an event and tell the user, where something changes."""
-        if await self.store.store(event, self.clock()):
-            await self.stream.catch_up()
+    async def _save(self, event: OutOfBandEvent) -> bool:
+        """Store an event and tell the user; False where nothing changes."""
+        if not await self.store.store(event, self.clock()):
+            return False
+        await self.stream.catch_up()
+        return True
 
 
 def _check_path(version: RoomVersion, request: InviteRequest) -> None:
