@@ -74,7 +74,7 @@ class SharedRoom:
             built.append(pdu)
             is_live = not flags & (EventFlag.SOFT_FAILED | EventFlag.REJECTED)
             named = [event.nid for event in stored.values() if event.pdu.event_id in pdu.auth_events]
-            placed: dict[str, Any] = {"is_live": is_live}
+            placed: dict[str, Any] = {"is_live": is_live, "redacts_others": True}
             if not is_live:
                 placed["state"] = ForkState(head.seq)
                 placed["prev_nids"] = ()
