@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Final
 
 from homeserver.errors import Unavailable
+from homeserver.services.bounded_cache import BoundedCache
 from homeserver.services.clock import Clock
 from homeserver.services.single_flight import SingleFlight
 
@@ -28,30 +28,24 @@ class RecentAnswers:
     def __init__(self, clock: Clock, *, kept_ms: int, max_bytes: int, at_once: int) -> None:
         self._clock = clock
         self._kept_ms = kept_ms
-        self._max_bytes = max_bytes
         self._turns = asyncio.Semaphore(at_once)
         self._running: SingleFlight[Hashable, bytes] = SingleFlight()
-        self._answers: OrderedDict[Hashable, _Answer] = OrderedDict()
-        """The oldest first."""
-        self.size_bytes = 0
+        self._answers: BoundedCache[Hashable, _Answer] = BoundedCache(max_bytes)
+
+    @property
+    def size_bytes(self) -> int:
         """What is kept."""
+        return self._answers.cost
 
     async def get(self, question: Hashable, make: Callable[[], Awaitable[bytes]]) -> bytes:
         """The answer to a question, as it was made lately or as `make` makes it now.
 
         Raises what `make` raises, to all who wait for it; Unavailable where too many others are being made.
         """
-        self.sweep()
         known = self._answers.get(question)
-        if known is not None:
+        if known is not None and known.made_ts > self._clock() - self._kept_ms:
             return known.body
         return await self._running.do(question, lambda: self._make(question, make))
-
-    def sweep(self) -> None:
-        """Forget what is too old."""
-        oldest = self._clock() - self._kept_ms
-        while self._answers and next(iter(self._answers.values())).made_ts <= oldest:
-            self._drop_oldest()
 
     async def _make(self, question: Hashable, make: Callable[[], Awaitable[bytes]]) -> bytes:
         try:
@@ -63,13 +57,12 @@ class RecentAnswers:
             body = await make()
         finally:
             self._turns.release()
-        self._answers[question] = _Answer(body, self._clock())
-        self.size_bytes += len(body)
-        while self.size_bytes > self._max_bytes:
-            self._drop_oldest()
-        asyncio.get_running_loop().call_later(self._kept_ms / 1000 + 1, self.sweep)
+        answer = _Answer(body, self._clock())
+        self._answers.put(question, answer, len(body))
+        asyncio.get_running_loop().call_later(self._kept_ms / 1000, self._forget, question, answer)
         return body
 
-    def _drop_oldest(self) -> None:
-        _, dropped = self._answers.popitem(last=False)
-        self.size_bytes -= len(dropped.body)
+    def _forget(self, question: Hashable, answer: _Answer) -> None:
+        """Make room once an answer is too old, unless there is a newer one."""
+        if self._answers.get(question) is answer:
+            self._answers.drop(question)
