@@ -11,7 +11,10 @@ BLOCK: Final = 1000
 
 
 class NidBlocks:
-    """The numbers that this process may still give out. One that is not used is lost, which is no harm."""
+    """The numbers that may still be given out. One that is not used is lost, which is no harm.
+
+    Many may share them, if each takes what it has reserved without waiting for anything in between.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -19,8 +22,7 @@ class NidBlocks:
 
     async def reserve(self, count: int) -> None:
         """Make sure that at least so many numbers can be taken."""
-        missing_blocks = -(-(count - len(self._free)) // BLOCK)
-        if missing_blocks > 0:
+        while (missing_blocks := -(-(count - len(self._free)) // BLOCK)) > 0:
             async with self._database.connection() as tx:
                 rows = await tx.fetch(
                     "SELECT nextval('nid_blocks') AS block FROM generate_series(1, $1)", missing_blocks

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from federation.outbound.room_requests import JoinAnswer
@@ -102,6 +102,10 @@ class JoinImports:
     snapshots: StateSnapshots
     server_name: ServerName
     clock: Clock
+    _nids: NidBlocks = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_nids", NidBlocks(self.database))
 
     async def check(self, room: RoomRef, join: Pdu, answer: JoinAnswer) -> JoinedState:
         """How much holds of what a resident server says of the room.
@@ -206,8 +210,7 @@ class JoinImports:
         self, room: RoomRef, join: Pdu, seq: int, changes: Mapping[StateKey, StoredEvent | None]
     ) -> Placed:
         """The event that stands for all that happened while this server was not in the room."""
-        nids = NidBlocks(self.database)
-        await nids.reserve(1)
+        await self._nids.reserve(1)
         json: JsonObject = {
             "type": MARKER_TYPE,
             "sender": join.sender,
@@ -220,7 +223,7 @@ class JoinImports:
         event_id = EventId(f"$marker-{room.nid}-{seq + 1}")  # no text that stands for a hash
         return Placed(
             stored_pdu(room.room_id, event_id, json),
-            nids.take(),
+            self._nids.take(),
             flags=EventFlag.HIDDEN,
             auth_nids=(),
             prev_nids=(),
@@ -234,14 +237,13 @@ class JoinImports:
 
         Raises RoomIsHere where the join has its place already, and Unavailable where the lease is lost.
         """
-        nids = NidBlocks(self.database)
-        await nids.reserve(1)
         async with self.database.connection() as tx:
             places = await stored_places.load(tx, room.nid, [join.event_id, *join.prev_events])
         known = places.pop(join.event_id, None)
         if known is not None and not known.is_outlier:
             raise RoomIsHere(room.room_id)
-        nid = nids.take() if known is None else known.nid
+        await self._nids.reserve(1)
+        nid = self._nids.take() if known is None else known.nid
         async with self.database.connection() as tx:
             await room_imports.announce(tx, lease, nid)
         return Placed(
@@ -272,11 +274,10 @@ class JoinImports:
         types = await self.dictionaries.event_types.nids({join.type, *(pdu.type for pdu in pdus.values())})
         async with self.database.connection() as tx:
             places = await stored_places.load(tx, room.nid, list(pdus))
-        nids = NidBlocks(self.database)
-        await nids.reserve(len(pdus) - len(places))
+        await self._nids.reserve(len(pdus) - len(places))
         new = [pdu for event_id, pdu in pdus.items() if event_id not in places]
         numbered = {event_id: place.nid for event_id, place in places.items()}
-        numbered |= {pdu.event_id: nids.take() for pdu in new}
+        numbered |= {pdu.event_id: self._nids.take() for pdu in new}
         rows = await asyncio.to_thread(_outliers, new, numbered)
         stored = await outliers.insert(self.database, self.dictionaries, room.nid, rows, self.clock())
         async with room_imports.leased(self.database, lease) as tx:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from homeserver.protocol.auth_events import CREATE
@@ -49,6 +49,10 @@ class Outliers:
     database: Database
     dictionaries: Dictionaries
     clock: Clock
+    _nids: NidBlocks = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_nids", NidBlocks(self.database))
 
     async def store(self, room: RoomRef, pdus: Iterable[Pdu]) -> dict[EventId, int]:
         """Store verified events of a room; the numbers of those that are here now, rejected ones included."""
@@ -65,9 +69,8 @@ class Outliers:
         else:
             checked = check_by_auth_events(room.version, new, known, begun=begun)
         nids = {event_id: body.nid for event_id, body in known.items()}
-        blocks = NidBlocks(self.database)
-        await blocks.reserve(len(checked))
-        numbered = nids | {one.pdu.event_id: blocks.take() for one in checked}
+        await self._nids.reserve(len(checked))
+        numbered = nids | {one.pdu.event_id: self._nids.take() for one in checked}
         rows = [
             Outlier(
                 numbered[one.pdu.event_id],
