@@ -13,6 +13,7 @@ from homeserver.protocol.identifiers import EventId, RoomAlias, UserId, parse_ev
 from homeserver.protocol.room_versions import RoomVersion
 from storage.dictionaries import MEMBER_TYPE_NID
 from storage.event_codec import encode_event
+from storage.links import Links
 from storage.memberships import Membership
 from storage.packed_state import REMOVED, Key
 from storage.room_heads import RoomRef, StoredEvent
@@ -111,7 +112,7 @@ class EventBatch:
         self._rooms: tuple[list[Any], ...] = _columns(2)
         self._new_rooms: tuple[list[Any], ...] = _columns(6)
         self._event_columns: tuple[list[Any], ...] = _columns(17)
-        self._links: list[int] = []
+        self._links = Links()
         self._promoted: list[int] = []
         self._from_outside: list[int] = []
         self._deltas: tuple[list[Any], ...] = _columns(6)
@@ -151,8 +152,8 @@ class EventBatch:
     def add_event(self, room: RoomRef, event: NewEvent) -> None:
         """An event of a room that was added before."""
         pdu = event.pdu
-        prev_from, prev_to = self._link(event.prev_nids)
-        auth_from, auth_to = self._link(event.auth_nids)
+        prev_from, prev_to = (None, None) if event.prev_nids is None else self._links.add(event.prev_nids)
+        auth_from, auth_to = (None, None) if event.auth_nids is None else self._links.add(event.auth_nids)
         stored_id = encode_event_id(pdu.event_id)
         _append(
             self._event_columns,
@@ -193,14 +194,6 @@ class EventBatch:
         elif was_in:
             self._gone[room.nid, change.server_nid] = len(self)
 
-    def _link(self, nids: tuple[int, ...] | None) -> tuple[int | None, int | None]:
-        """The slice of the links that holds some numbers; from > to where there are none."""
-        if nids is None:
-            return None, None
-        first = len(self._links) + 1
-        self._links.extend(nids)
-        return first, len(self._links)
-
     def add_key(self, key: TxnKey, room: RoomRef, event: NewEvent) -> None:
         """The transaction that made an event."""
         self.keys.append(key)
@@ -219,7 +212,7 @@ class EventBatch:
             *self._rooms,
             *self._new_rooms,
             nid, room, seq, depth, ts, self._recv_ts, type_nid, sender, skey, state_ver, state_delta, flags,
-            prev_from, prev_to, auth_from, auth_to, self._links, event_id, json,
+            prev_from, prev_to, auth_from, auth_to, self._links.nids, event_id, json,
             self._promoted, self._from_outside,
             *self._deltas,
             *self._states,

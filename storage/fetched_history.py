@@ -16,6 +16,7 @@ from homeserver.protocol.identifiers import EventId
 from storage import room_timeline
 from storage.database import Database, Transaction
 from storage.event_flags import EventFlag
+from storage.links import Links
 from storage.room_timeline import TimelineRow
 
 MAX_MISSING: Final = 1000
@@ -181,12 +182,8 @@ async def _give_places(tx: Transaction, room_nid: int, seq: int, events: Sequenc
         else:
             lowest -= 1
             subs.append(lowest)
-    links: list[int] = []
-    prev_from, prev_to = [], []
-    for event in events:
-        prev_from.append(len(links) + 1)
-        links.extend(event.prev_nids)
-        prev_to.append(len(links))
+    links = Links()
+    slices = [links.add(event.prev_nids) for event in events]
     await tx.execute(
         """
         UPDATE events
@@ -200,13 +197,13 @@ async def _give_places(tx: Transaction, room_nid: int, seq: int, events: Sequenc
         """,
         seq,
         EventFlag.REJECTED,
-        links,
+        links.nids,
         [event.nid for event in events],
         subs[::-1],
         [event.state_ver for event in events],
         [event.state_delta for event in events],
-        prev_from,
-        prev_to,
+        [first for first, _ in slices],
+        [last for _, last in slices],
     )
 
 

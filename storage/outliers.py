@@ -19,6 +19,7 @@ from storage.dictionaries import Dictionaries
 from storage.event_batch import is_for_servers_only
 from storage.event_codec import CODEC, encode_event
 from storage.event_flags import EventFlag
+from storage.links import Links
 
 ROWS_AT_ONCE: Final = 500
 
@@ -98,12 +99,8 @@ async def _insert_chunk(
     recv_ts: int,
 ) -> dict[EventId, int]:
     chunk = sorted(((encode_event_id(one.pdu.event_id), one) for one in outliers), key=lambda row: row[0])
-    links: list[int] = []
-    auth_from, auth_to = [], []
-    for _, one in chunk:
-        auth_from.append(len(links) + 1)
-        links.extend(moved.get(nid, nid) for nid in one.auth_nids)
-        auth_to.append(len(links))
+    links = Links()
+    slices = [links.add(moved.get(nid, nid) for nid in one.auth_nids) for _, one in chunk]
     inserted = await tx.fetch(
         """
         INSERT INTO events (nid, room_nid, room_seq, sub, depth, ts, recv_ts, type_nid, sender_nid, skey_nid,
@@ -120,7 +117,7 @@ async def _insert_chunk(
         """,
         room_nid,
         recv_ts,
-        links,
+        links.nids,
         [one.nid for _, one in chunk],
         [one.pdu.depth for _, one in chunk],
         [one.pdu.origin_server_ts for _, one in chunk],
@@ -128,8 +125,8 @@ async def _insert_chunk(
         [atoms[one.pdu.sender] for _, one in chunk],
         [None if one.pdu.state_key is None else atoms[one.pdu.state_key] for _, one in chunk],
         [one.flags | _flags_of(one.pdu) for _, one in chunk],
-        auth_from,
-        auth_to,
+        [first for first, _ in slices],
+        [last for _, last in slices],
         [stored_id for stored_id, _ in chunk],
         [encode_event(one.canonical) for _, one in chunk],
         EventFlag.UNCHECKED,  # what came out-of-band is checked now
