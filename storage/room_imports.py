@@ -18,7 +18,6 @@ from homeserver.protocol.identifiers import RoomId, UserId
 from homeserver.protocol.room_versions import RoomVersion, room_version
 from homeserver.protocol.strict_json import JsonObject, parse_json_object
 from storage.database import Database, Transaction
-from storage.event_flags import EventFlag
 from storage.memberships import Membership
 from storage.packed_state import StateEntries
 from storage.room_heads import RoomRef
@@ -157,16 +156,6 @@ async def clear(tx: Transaction, room_nid: int) -> None:
     """Delete what an earlier attempt left of a room's state; its events stay, and may be used again."""
     for table in _OF_AN_ATTEMPT:
         await tx.execute(f"DELETE FROM {table} WHERE room_nid = $1 AND {_NO_LIVE_EVENT}", room_nid)  # noqa: S608
-
-
-async def complete(tx: Transaction, nid: int, auth_nids: Sequence[int]) -> None:
-    """An outlier that came without its auth events has been checked now."""
-    await tx.execute(
-        "UPDATE events SET auth = $2, flags = flags & ~$3::int WHERE nid = $1",
-        nid,
-        list(auth_nids),
-        EventFlag.UNCHECKED,
-    )
 
 
 async def write_state(database: Database, lease: Lease, entries: StateEntries) -> None:

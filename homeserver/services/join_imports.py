@@ -144,7 +144,7 @@ class JoinImports:
         """Store a room that has no live event: the state before the join is trunk(0)."""
         async with room_imports.leased(self.database, lease) as tx:
             await room_imports.clear(tx, room.nid)
-        numbers = await self._store_events(room, join, joined, lease)
+        numbers = await self._store_events(room, join, joined)
         entries, members = await asyncio.to_thread(
             lambda: (numbers.entries(joined.state), numbers.members(joined.state, self.server_name))
         )
@@ -174,7 +174,7 @@ class JoinImports:
         A marker that nobody sees changes the state; the join after it is the only forward extremity:
         nothing of what was before is resolved against what is now.
         """
-        numbers = await self._store_events(room, join, joined, lease)
+        numbers = await self._store_events(room, join, joined)
 
         async def publish() -> None:
             head = await self.persister.newest_head(room.room_id)
@@ -260,7 +260,7 @@ class JoinImports:
             ),
         )
 
-    async def _store_events(self, room: RoomRef, join: Pdu, joined: JoinedState, lease: Lease) -> _Numbers:
+    async def _store_events(self, room: RoomRef, join: Pdu, joined: JoinedState) -> _Numbers:
         """Store the events of a state and its auth chains as outliers, those that are not here yet."""
         pdus = joined.events
         texts = {self.server_name, join.sender}
@@ -274,19 +274,13 @@ class JoinImports:
         types = await self.dictionaries.event_types.nids({join.type, *(pdu.type for pdu in pdus.values())})
         async with self.database.connection() as tx:
             places = await stored_places.load(tx, room.nid, list(pdus))
-        await self._nids.reserve(len(pdus) - len(places))
-        new = [pdu for event_id, pdu in pdus.items() if event_id not in places]
-        numbered = {event_id: place.nid for event_id, place in places.items()}
+        numbered = {event_id: place.nid for event_id, place in places.items() if not place.is_unchecked}
+        await self._nids.reserve(len(pdus) - len(numbered))
+        new = [pdu for event_id, pdu in pdus.items() if event_id not in numbered]
         numbered |= {pdu.event_id: self._nids.take() for pdu in new}
         rows = await asyncio.to_thread(_outliers, new, numbered)
         stored = await outliers.insert(self.database, self.dictionaries, room.nid, rows, self.clock())
-        async with room_imports.leased(self.database, lease) as tx:
-            events = numbered | stored
-            for event_id, place in places.items():
-                if place.flags & EventFlag.UNCHECKED:
-                    auth_nids = [events[auth_event] for auth_event in pdus[event_id].auth_events]
-                    await room_imports.complete(tx, place.nid, auth_nids)
-        return _Numbers(events, types, atoms)
+        return _Numbers(numbered | stored, types, atoms)
 
 
 async def _until_placed(publish: Callable[[], Awaitable[None]]) -> None:

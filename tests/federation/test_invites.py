@@ -19,6 +19,7 @@ from homeserver.protocol.room_versions import room_version
 from homeserver.protocol.server_key_responses import parse_key_response
 from homeserver.protocol.signing import verify_signed_json
 from homeserver.protocol.stripped_state import MAX_ENTRIES
+from storage.event_flags import EventFlag
 from tests.client_api.rooms import new_room, room_path, set_state
 from tests.clients import Client, Response
 from tests.federation.homeservers import ask, name_of, new_word
@@ -920,6 +921,25 @@ async def test_whoever_is_invited_joins_without_naming_a_server(
     initial = await alice.sync(filter=WITH_LEFT_ROOMS)
     assert list(initial["rooms"]) == ["join"]
     assert (await alice.sync(joined["next_batch"]))["rooms"] == {}
+
+
+async def test_an_invite_has_been_checked_once_its_room_is_joined(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    database = here.services.room_events.database
+    room = PlayedRoom.new([peer], join_rules={"join_rule": "invite"})
+    await room.invite(here, user_of(peer, "tea"), alice.user_id)
+    query = """
+        SELECT count(*), bool_and(auth IS NULL) FROM events JOIN rooms ON rooms.nid = room_nid
+        WHERE room_id = $1 AND events.flags & $2 <> 0
+    """
+    async with database.connection() as tx:
+        before = await tx.fetchrow(query, room.room_id, EventFlag.UNCHECKED)
+    await alice.post(room_path(room.room_id, "join"), {})
+    async with database.connection() as tx:
+        after = await tx.fetchrow(query, room.room_id, EventFlag.UNCHECKED)
+
+    assert (tuple(before), tuple(after)) == ((1, True), (0, None))
 
 
 async def test_who_is_invited_with_another_sees_it_once(
