@@ -124,7 +124,8 @@ class FetchedHistory:
         for now. Raises FederationError and IncompleteState where the server does not tell what is needed
         besides.
         """
-        given, refused = await self._verified(room, seq, events)
+        states = HistoryStates(self.database, self.missing_events.forks, self._nids, room, seq - 1)
+        given, refused = await self._verified(states, events)
         named = {event_id for pdu in given.values() for event_id in (pdu.event_id, *pdu.prev_events)}
         border = await self._border(room, seq, named.union(refused, *refused.values()))
         if border is None:
@@ -144,7 +145,6 @@ class FetchedHistory:
         newest = _newer_than_missing(ordered, {*chunk, *skipped, *asked}, border)
         quiet = _quiet_before(border.oldest.pdu(room), chunk)
         kept = _with_few_ends(newest, border, quiet)
-        states = HistoryStates(self.database, self.missing_events.forks, self._nids, room, seq - 1)
         near = await states.before(border.oldest)
         work = _Work(self.missing_events, border, stored, server_name, quiet, states, near)
         fetched = [await work.fetched(pdu) for pdu in kept]
@@ -165,14 +165,15 @@ class FetchedHistory:
         return bool(found)
 
     async def _verified(
-        self, room: RoomRef, seq: int, events: Sequence[Any]
+        self, states: HistoryStates, events: Sequence[Any]
     ) -> tuple[dict[EventId, Pdu], dict[EventId, Sequence[EventId]]]:
         """What the gate lets in of what was given; and of what it does not, the prev_events.
 
         An event without prev_events has to be the one that made the room.
         """
+        room = states.room
         outcomes = await self.missing_events.gate.verify(room.version, events, pushed=False)
-        create = (await self.missing_events.forks.of_keys(room, seq - 1, {}, [CREATE])).get(CREATE)
+        create = (await states.events(ForkState(states.ver), [CREATE])).get(CREATE)
         given: dict[EventId, Pdu] = {}
         refused: dict[EventId, Sequence[EventId]] = {}
         for outcome in outcomes:

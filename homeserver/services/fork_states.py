@@ -170,18 +170,6 @@ class ForkStates:
                 current |= await room_state.of_keys(tx, StateAt(room_nid, now), others)
         return {key: nid for key, nid in (then | differences).items() if current.get(key, REMOVED) != nid}
 
-    async def of_keys(
-        self, room: RoomRef, now: int, overlay: StateEntries, keys: Collection[StateKey]
-    ) -> dict[StateKey, Pdu]:
-        """The events of some keys in the state that differs from trunk(now) by an overlay."""
-        numbers = await key_numbers(self.dictionaries, keys)
-        async with self.database.connection() as tx:
-            found = await room_state.of_keys(tx, StateAt(room.nid, now), list(numbers.values()))
-            found |= {key: overlay[key] for key in numbers.values() if key in overlay}
-            nids = {name: nid for name, key in numbers.items() if (nid := found.get(key, REMOVED)) != REMOVED}
-            events = await stored_places.bodies_by_nid(tx, room, set(nids.values()))
-        return {name: events[nid].pdu for name, nid in nids.items()}
-
     async def overlaid(
         self,
         room: RoomRef,
