@@ -15,13 +15,15 @@ async def test_those_that_are_named_come_first_then_those_with_the_most_members_
         room_id = await store.room(await store.user("alice"))
         members = [f"@{name}:{SERVER}" for name in "abc"]
         members += ["@a:milk.test", "@a:tea.test", "@b:tea.test"]
-        nids = [await store.dictionaries.atoms.nid(user_id) for user_id in members]
+        users = [await store.dictionaries.atoms.nid(user_id) for user_id in members]
+        servers = [await store.dictionaries.atoms.nid(user_id.partition(":")[2]) for user_id in members]
         async with database.connection() as tx:
             query = """
                 INSERT INTO memberships (user_nid, room_nid, server_nid, membership, event_nid, pos)
-                SELECT unnest($1::bigint[]), nid, 0, 1, 0, 0 FROM rooms WHERE room_id = $2
+                SELECT one.user_nid, rooms.nid, one.server_nid, 1, 0, 0
+                FROM rooms, unnest($1::bigint[], $2::bigint[]) AS one(user_nid, server_nid) WHERE room_id = $3
             """
-            await tx.execute(query, nids, room_id)
+            await tx.execute(query, users, servers, room_id)
 
         async def asked(*named: str, most: int) -> list[str]:
             return [*await servers_to_ask(database, room_id, named, own=SERVER, most=most)]
