@@ -121,6 +121,7 @@ class Story:
                 self._mend()
                 if not self.is_hasty or self.random.random() < 0.3:
                     await self.peace()
+                    check_rooms(await self._stored())
 
     async def _find_insiders(self) -> None:
         """Look who is in the room."""
@@ -352,10 +353,7 @@ class Story:
         for one, other in together_in_room(rooms):
             assert differences(one.trunk[-1], other.trunk[-1]) == {}
             assert one.extremities == other.extremities
-        true = TrueRoom.of(rooms)
-        for room in rooms:
-            print(f"what is stored by {room.server_name}")
-            check_room(room, true)
+        check_rooms(rooms)
         for server in self.servers:
             stored = next((room for room in rooms if room.server_name == name_of(server)), None)
             for follower in self.followers:
@@ -410,6 +408,14 @@ ACTS: Final[dict[Act, float]] = {
     Story.do_leave_all: 1,
 }
 """What happens in a story, and how often."""
+
+
+def check_rooms(rooms: Sequence[StoredRoom]) -> None:
+    """What servers have stored is what follows from the events."""
+    true = TrueRoom.of(rooms)
+    for room in rooms:
+        print(f"what is stored by {room.server_name}")
+        check_room(room, true)
 
 
 def together_in_room(rooms: Sequence[StoredRoom]) -> list[tuple[StoredRoom, StoredRoom]]:
