@@ -421,8 +421,9 @@ def check_rooms(rooms: Sequence[StoredRoom]) -> None:
 def together_in_room(rooms: Sequence[StoredRoom]) -> list[tuple[StoredRoom, StoredRoom]]:
     """All two servers that are in a room as both of them have it.
 
-    One whose user was let in by a server that did not know of a ban does not hear of the ban: who banned the
-    user does not take that server to be in the room, then or later.
+    Not so where one does not hear that its users are out. It was let in by a server that did not know of a
+    ban: who banned the user does not take that server to be in the room, then or later. Or what a kick builds
+    on is missing: nobody gives that to a server whose last user was kicked.
     """
     return [
         (one, other)
