@@ -27,6 +27,8 @@ class RoomAccess:
     room: RoomRef
     is_in_room: bool
     """Whether a user of the server is in the room now."""
+    left_seq: int | None
+    """The room_seq of the event by which the server last left the room; None where it never did."""
     acl: AclEvent | None
 
 
@@ -42,7 +44,11 @@ async def load(tx: Transaction, room_id: RoomId, server_name: ServerName | None)
                 SELECT max(from_seq) FROM room_servers
                 WHERE room_nid = rooms.nid AND server_nid = (SELECT nid FROM atoms WHERE s = $2)
                   AND to_seq IS NULL
-            ) IS NOT NULL AS is_in_room
+            ) IS NOT NULL AS is_in_room,
+            (
+                SELECT max(to_seq) FROM room_servers
+                WHERE room_nid = rooms.nid AND server_nid = (SELECT nid FROM atoms WHERE s = $2)
+            ) AS left_seq
         FROM rooms
         LEFT JOIN LATERAL (
             SELECT event_nid FROM room_state_log
@@ -61,7 +67,8 @@ async def load(tx: Transaction, room_id: RoomId, server_name: ServerName | None)
     acl = None
     if row["acl_nid"] is not None:
         acl = AclEvent(row["acl_nid"], bool(row["acl_flags"] & EventFlag.REDACTED))
-    return RoomAccess(RoomRef(row["nid"], room_id, room_version(row["version"])), row["is_in_room"], acl)
+    room = RoomRef(row["nid"], room_id, room_version(row["version"]))
+    return RoomAccess(room, row["is_in_room"], row["left_seq"], acl)
 
 
 async def acl_content(tx: Transaction, room: RoomRef, acl: AclEvent) -> JsonObject:

@@ -21,7 +21,7 @@ from homeserver.services.client_events import ReadEvent
 from homeserver.services.clock import Clock
 from homeserver.services.recent_answers import RecentAnswers
 from homeserver.services.served_events import ServedEvents
-from homeserver.services.server_access import ServerAccess
+from homeserver.services.server_access import ServerAccess, not_in_room
 from homeserver.services.server_visibility import ServerVisibility
 from storage import room_state, served_events
 from storage.database import Database, Transaction
@@ -97,12 +97,17 @@ class HistoryForServers:
     ) -> list[bytes]:
         """What lies between `earliest` and `latest` as JSON, the oldest first, and neither of the given ones.
 
-        If that is more than `limit`, then what is nearest to `latest`.
+        If that is more than `limit`, then what is nearest to `latest`. A server that has left the room gets
+        what lies before the event by which it did.
         """
-        room = await self.access.check(origin, room_id)
+        room, upto = await self.access.check_was_in_room(origin, room_id)
         async with self.database.connection() as tx:
+            if upto is not None:
+                given = await served_events.find(tx, room.nid, list(latest)[: history_walks.MAX_STARTS])
+                if all(row.seq != upto for row in given):
+                    raise not_in_room(origin)
             found = await history_walks.oldest_first(
-                tx, room, latest, earliest, min(limit, MAX_MISSING), min_depth
+                tx, room, latest, earliest, min(limit, MAX_MISSING), min_depth, upto
             )
             return await self._shown(tx, room, origin, found)
 

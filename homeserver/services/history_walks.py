@@ -59,12 +59,14 @@ async def oldest_first(
     earliest: Iterable[str],
     limit: int,
     min_depth: int,
+    upto: int | None = None,
 ) -> list[ReadEvent]:
     """The events before `latest`, no further than `earliest`: those nearest to `latest` if there are more.
 
     The given ones are not among them, nor is what is less deep than `min_depth`, or lies behind that.
+    `upto`: what came here after this room_seq is passed over.
     """
-    reader = _Reader(tx, room, limit)
+    reader = _Reader(tx, room, limit, upto)
     first = list(dict.fromkeys(latest))[:MAX_STARTS]
     seen = {*first, *earliest}
     found: list[ReadEvent] = []
@@ -111,6 +113,7 @@ class _Reader:
     tx: Transaction
     room: RoomRef
     limit: int
+    upto: int | None = None
     known: dict[EventId, TimelineRow] = field(default_factory=dict)
 
     async def read(self, event_ids: Iterable[str]) -> list[ReadEvent]:
@@ -128,6 +131,8 @@ class _Reader:
                     )
                 )
         rows = [self.known[event_id] for event_id in wanted if event_id in self.known]
+        if self.upto is not None:
+            rows = [row for row in rows if _place(row) <= (self.upto, AFTER)]
         return [ReadEvent(row, row.pdu(self.room)) for row in rows]
 
     def _remember(self, rows: Iterable[TimelineRow]) -> None:

@@ -37,16 +37,26 @@ class ServerAccess:
         in the room.
         """
         async with self.database.connection() as tx:
-            access = await _in_room(tx, origin, room_id)
-            acl = await self._acl(tx, access)
-        if acl is not None and not acl.allows(origin):
-            raise denied_by_acl()
+            access = _in_room(origin, await server_access.load(tx, room_id, origin))
+            await self._check_acl(tx, origin, access)
         return access.room
 
     async def check_is_in_room(self, origin: ServerName, room_id: RoomId) -> RoomRef:
         """As `check`, where the specification does not let the ACL count."""
         async with self.database.connection() as tx:
-            return (await _in_room(tx, origin, room_id)).room
+            return _in_room(origin, await server_access.load(tx, room_id, origin)).room
+
+    async def check_was_in_room(self, origin: ServerName, room_id: RoomId) -> tuple[RoomRef, int | None]:
+        """As `check`, for a server that may have left: the room_seq by which it did, None if it is there.
+
+        It is owed the event by which it left, and cannot take it without what that builds on.
+        """
+        async with self.database.connection() as tx:
+            access = await server_access.load(tx, room_id, origin)
+            if access is None or access.left_seq is None:
+                access = _in_room(origin, access)
+            await self._check_acl(tx, origin, access)
+        return access.room, None if access.is_in_room else access.left_seq
 
     async def check_acl(self, server_name: ServerName, room_id: RoomId) -> None:
         """Raise Forbidden where the ACL of a room denies a server, in the room or not."""
@@ -64,6 +74,11 @@ class ServerAccess:
             access = await server_access.load(tx, room_id, None)
             return None if access is None else await self._acl(tx, access)
 
+    async def _check_acl(self, tx: Transaction, origin: ServerName, access: RoomAccess) -> None:
+        acl = await self._acl(tx, access)
+        if acl is not None and not acl.allows(origin):
+            raise denied_by_acl()
+
     async def _acl(self, tx: Transaction, access: RoomAccess) -> ServerAcl | None:
         if access.acl is None:
             return None
@@ -77,11 +92,15 @@ class ServerAccess:
         return acl
 
 
-async def _in_room(tx: Transaction, origin: ServerName, room_id: RoomId) -> RoomAccess:
-    access = await server_access.load(tx, room_id, origin)
+def _in_room(origin: ServerName, access: RoomAccess | None) -> RoomAccess:
     if access is None or not access.is_in_room:
-        raise Forbidden(f"{origin} is not in this room, as far as this server knows: join it first")
+        raise not_in_room(origin)
     return access
+
+
+def not_in_room(origin: ServerName) -> Forbidden:
+    """The error for a server that asks about a room of others."""
+    return Forbidden(f"{origin} is not in this room, as far as this server knows: join it first")
 
 
 def denied_by_acl() -> Forbidden:

@@ -1,8 +1,8 @@
 """Which events another server may see, as a reader that all of its users are together.
 
-The server is in the room now, or it would not be asked about. So where the history was always open to
-members, nothing has to be known of its users. Otherwise what they were before an event decides, by the same
-rule as for users: `homeserver.protocol.history_visibility`.
+The server is in the room, or was when these events came, or it would not be asked about. So where the
+history was always open to members, nothing has to be known of its users. Otherwise what they were before an
+event decides, by the same rule as for users: `homeserver.protocol.history_visibility`.
 Source: Server-Server API, "Backfilling and retrieving missing events"; Client-Server API, "Room History
 Visibility".
 """
@@ -51,7 +51,7 @@ class _Place:
     view: View
 
     def is_shown(self, server_name: ServerName) -> bool:
-        """Whether the view shows the event; the server, which is in the room now, joined later or before."""
+        """Whether the view shows the event; the server joined later or before."""
         return may_see(self.view, self.view.after(self.event.pdu, server_name), joined_later=True)
 
     def with_membership(self, membership: object) -> _Place:
@@ -61,7 +61,7 @@ class _Place:
 
 
 class ServerVisibility:
-    """Judges events for servers that are in their room."""
+    """Judges events for servers that are in their room, or were until after them."""
 
     def __init__(self) -> None:
         self._visibility_key: Key | None = None
@@ -69,7 +69,7 @@ class ServerVisibility:
     async def visible(
         self, tx: Transaction, room: RoomRef, server_name: ServerName, events: Sequence[ReadEvent]
     ) -> set[int]:
-        """The numbers of those events that a server may see, of a room that it is in now.
+        """The numbers of those events that a server may see, of a room that it is in now, or left after them.
 
         All have a state before them: no outliers.
         """

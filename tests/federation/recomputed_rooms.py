@@ -86,7 +86,7 @@ class StoredRoom:
 async def load_room(database: Database, server_name: ServerName, room_id: RoomId) -> StoredRoom | None:
     """What a server has stored of a room; None where it was never in it."""
     dictionaries = Dictionaries(database)
-    head = await RoomHeads(database, dictionaries).load(room_id)
+    head = await RoomHeads(database, dictionaries).get(room_id)
     if head is None:
         return None
     ref = head.room

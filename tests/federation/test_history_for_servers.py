@@ -112,6 +112,27 @@ async def test_a_server_whose_last_user_has_left_gets_no_answers_until_one_comes
     assert await statuses() == {200}
 
 
+async def test_a_server_that_was_removed_may_ask_what_came_before_that(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    """It is sent the event that removes it, and cannot take it without what that builds on."""
+    bob = user_of(peer, "bob")
+    room = await new_shared_room(here, alice, peer, bob)
+    said = await say(alice, room, "one", "two")
+    kick = await set_state(alice, room.room_id, "m.room.member", {"membership": "leave"}, bob)
+    [after] = await say(alice, room, "after")
+
+    assert (await missing(here, peer, room.room_id, [kick]))[-2:] == said
+    assert after not in await missing(here, peer, room.room_id, [after, kick])
+    for latest in ([after], said, []):
+        answer = await ask(
+            here, peer, missing_uri(room.room_id), {"latest_events": latest, "earliest_events": []}
+        )
+        assert answer.error == FORBIDDEN
+    assert {answer.status for answer in await ask_all(here, peer, room.room_id, kick)} == {200, 403}
+    assert (await ask(here, peer, event_uri(said[0]))).error == FORBIDDEN
+
+
 async def test_a_server_that_the_acl_denies_gets_single_events_only(
     here: RunningServer, peer: Peer, notary: Peer, alice: Client
 ) -> None:
