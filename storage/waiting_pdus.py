@@ -1,8 +1,12 @@
-"""Table waiting_pdus: events from outside that were verified and wait for their turn in their room."""
+"""Table waiting_pdus: events from outside that were verified and wait for their turn in their room.
+
+What two servers send waits for each of them: one may know what the event builds on, and the other not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
@@ -14,53 +18,99 @@ from storage.event_codec import CODEC, decode_event, encode_event
 from storage.room_heads import RoomRef
 
 
-async def add(tx: Transaction, room_nid: int, origin: ServerName, pdus: Sequence[Pdu]) -> None:
+@dataclass(frozen=True, slots=True)
+class WaitingPdu:
+    """An event that waits. `number`: larger for those that came later."""
+
+    number: int
+    pdu: Pdu
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many events wait in a room."""
+
+    in_room: int
+    by_strangers: int
+    """Those of servers that were not in the room when they sent them."""
+    of_server: int
+
+
+async def add(
+    tx: Transaction, room_nid: int, origin: ServerName, pdus: Sequence[Pdu], *, by_stranger: bool
+) -> None:
     """Let events wait, behind those that wait already."""
     query = """
-        INSERT INTO waiting_pdus (room_nid, event_id, origin, json)
-        SELECT $1, waiting.event_id, $2, waiting.json
-        FROM unnest($3::bytea[], $4::bytea[]) AS waiting(event_id, json)
+        INSERT INTO waiting_pdus (room_nid, event_id, origin, by_stranger, json)
+        SELECT $1, waiting.event_id, $2, $3, waiting.json
+        FROM unnest($4::bytea[], $5::bytea[]) AS waiting(event_id, json)
         ON CONFLICT DO NOTHING
     """
     await tx.execute(
         query,
         room_nid,
         origin,
+        by_stranger,
         [encode_event_id(pdu.event_id) for pdu in pdus],
         [encode_event(canonical_json(pdu.json)) for pdu in pdus],
     )
 
 
-async def oldest(tx: Transaction, room: RoomRef, origin: ServerName, limit: int) -> list[Pdu]:
-    """The events that a server sent for a room and that wait longest, in the order of their arrival."""
+async def oldest(
+    tx: Transaction, room: RoomRef, origin: ServerName, after: int, limit: int
+) -> list[WaitingPdu]:
+    """The events that a server sent for a room, in the order of their arrival, after one of some number."""
     rows = await tx.fetch(
         """
-        SELECT event_id, json FROM waiting_pdus WHERE room_nid = $1 AND origin = $2 ORDER BY number LIMIT $3
+        SELECT number, event_id, json FROM waiting_pdus
+        WHERE room_nid = $1 AND origin = $2 AND number > $3 ORDER BY number LIMIT $4
         """,
         room.nid,
         origin,
+        after,
         limit,
     )
-    return [
-        stored_pdu(room.room_id, decode_event_id(row["event_id"]), decode_event(CODEC, row["json"]))
-        for row in rows
-    ]
+    return [WaitingPdu(row["number"], _pdu(room, row["event_id"], row["json"])) for row in rows]
 
 
-async def remove(tx: Transaction, room_nid: int, event_ids: Collection[EventId]) -> None:
-    """These events do not wait any more."""
+async def find(tx: Transaction, room: RoomRef, origin: ServerName, event_id: EventId) -> Pdu | None:
+    """An event that a server sent, if it still waits."""
+    query = "SELECT json FROM waiting_pdus WHERE room_nid = $1 AND event_id = $2 AND origin = $3"
+    stored_id = encode_event_id(event_id)
+    data = await tx.fetchval(query, room.nid, stored_id, origin)
+    return None if data is None else _pdu(room, stored_id, data)
+
+
+def _pdu(room: RoomRef, stored_id: bytes, data: bytes) -> Pdu:
+    return stored_pdu(room.room_id, decode_event_id(stored_id), decode_event(CODEC, data))
+
+
+async def remove(
+    tx: Transaction, room_nid: int, event_ids: Collection[EventId], origin: ServerName | None = None
+) -> None:
+    """These events do not wait any more; `origin`: not as what this server sent."""
     await tx.execute(
-        "DELETE FROM waiting_pdus WHERE room_nid = $1 AND event_id = ANY($2::bytea[])",
+        """
+        DELETE FROM waiting_pdus
+        WHERE room_nid = $1 AND event_id = ANY($2::bytea[]) AND ($3::text IS NULL OR origin = $3)
+        """,
         room_nid,
         [encode_event_id(event_id) for event_id in event_ids],
+        origin,
     )
 
 
-async def counts(tx: Transaction, room_nid: int, origin: ServerName) -> tuple[int, int]:
+async def counts(tx: Transaction, room_nid: int, origin: ServerName) -> Counts:
     """How many events wait in a room, and how many of them are from one server."""
-    query = "SELECT count(*), count(*) FILTER (WHERE origin = $2) FROM waiting_pdus WHERE room_nid = $1"
-    waiting, of_server = await tx.fetchrow(query, room_nid, origin)
-    return waiting, of_server
+    row = await tx.fetchrow(
+        """
+        SELECT count(*), count(*) FILTER (WHERE by_stranger), count(*) FILTER (WHERE origin = $2)
+        FROM waiting_pdus WHERE room_nid = $1
+        """,
+        room_nid,
+        origin,
+    )
+    return Counts(*row)
 
 
 async def queues(tx: Transaction, room_nid: int | None) -> list[tuple[RoomRef, ServerName]]:

@@ -39,6 +39,17 @@ def failure_answer(
             return unusable_answer(error.destination)
 
 
+def may_pass(error: FederationError) -> bool:
+    """Whether the other server may give later what it did not give now: it could not be asked, say."""
+    match error:
+        case BackingOff() | Unreachable():
+            return True
+        case RequestRefused(status=status):
+            return status >= 500 or status == 429
+        case _:
+            return False
+
+
 def unusable_answer(server_name: ServerName) -> BadGateway:
     """The error where another server has answered, but nothing can be made of it."""
     return BadGateway(f"{server_name} gave no answer that can be used")

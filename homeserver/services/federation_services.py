@@ -127,7 +127,7 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
     missing = MissingEvents(database, client, gate, Outliers(database, dictionaries, clock), forks)
     intake = EventIntake(database, dictionaries, persister, forks, ground.extremities, config.server_name)
     gaps = GapFilling(database, persister, intake, missing, config.server_name)
-    incoming = IncomingEvents(database, dictionaries, persister, intake, gaps, config.server_name)
+    incoming = IncomingEvents(database, dictionaries, persister, intake, gaps, access, config.server_name)
     history = HistoryFetching(
         database,
         dictionaries,

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, ServerName
 from homeserver.services.event_intake import Blocked, EventIntake
 from homeserver.services.event_placement import MissingAuthEvents
-from homeserver.services.missing_events import MissingEvents
+from homeserver.services.missing_events import Asked, MissingEvents
 from homeserver.services.servers_to_ask import servers_to_ask
 from storage import stored_places
 from storage.database import Database
@@ -26,6 +27,17 @@ from storage.room_heads import RoomRef
 log = logging.getLogger(__name__)
 
 SERVERS_TO_ASK: Final = 3
+
+
+class Outcome(Enum):
+    """What became of an event that lacked something."""
+
+    FILLED = "filled"
+    """It has its place, or was refused."""
+    LATER = "later"
+    """Somebody who may know what it lacks could not be asked."""
+    LOST = "lost"
+    """Nobody has what it lacks."""
 
 
 @dataclass(frozen=True)
@@ -38,55 +50,60 @@ class GapFilling:
     missing_events: MissingEvents
     server_name: ServerName
 
-    async def fill(self, ref: RoomRef, pdu: Pdu, origin: ServerName) -> bool:
-        """Fetch what an event lacks, and place it; whether it has its place, or was refused, by now.
+    async def fill(self, ref: RoomRef, pdu: Pdu, origin: ServerName, *, is_member: bool) -> Outcome:
+        """Fetch what an event lacks, and place it.
 
-        `origin`: who sent it. Raises UnknownRoom, Unavailable.
+        `origin`: who sent it; `is_member`: that server is in the room, and the first to be asked. Raises
+        UnknownRoom, Unavailable.
         """
         blocked = await self._place(ref, pdu)  # what was missing may have come meanwhile
         if blocked is None:
-            return True
+            return Outcome.FILLED
+        others = SERVERS_TO_ASK if is_member else SERVERS_TO_ASK - 1
         servers = await servers_to_ask(
-            self.database, ref.room_id, [origin], own=self.server_name, most=SERVERS_TO_ASK
+            self.database, ref.room_id, [origin] if is_member else [], own=self.server_name, most=others
         )
-        return await self._fill(ref, blocked, servers) is None
+        asked = Asked(servers if is_member else [*servers, origin])
+        if await self._fill(ref, blocked, asked) is None:
+            return Outcome.FILLED
+        return Outcome.LATER if asked.may_know_more else Outcome.LOST
 
-    async def _fill(self, ref: RoomRef, blocked: Blocked, servers: Sequence[ServerName]) -> Blocked | None:
+    async def _fill(self, ref: RoomRef, blocked: Blocked, asked: Asked) -> Blocked | None:
         """Try to close the gap before an event, auth events first; what blocks it still, if anything."""
         pdu = blocked.pdu
         if isinstance(blocked.problem, MissingAuthEvents):
-            return await self._place_with_auth_events(ref, [pdu], servers)
+            return await self._place_with_auth_events(ref, [pdu], asked)
         async with self.database.connection() as tx:
             gaps = await stored_places.are_missing(tx, ref.nid, blocked.problem.missing)
         if gaps == blocked.problem.missing:  # it follows where a gap is already, such as that before our join
-            return await self._bridge(ref, blocked, [pdu], servers)
+            return await self._bridge(ref, blocked, [pdu], asked)
         head = await self.persister.newest_head(ref.room_id)
-        earlier = await self.missing_events.before(ref, head, pdu, servers)
-        left = await self._place_with_auth_events(ref, [*earlier, pdu], servers)
+        earlier = await self.missing_events.before(ref, head, pdu, asked)
+        left = await self._place_with_auth_events(ref, [*earlier, pdu], asked)
         if left is not None and not isinstance(left.problem, MissingAuthEvents):
-            left = await self._bridge(ref, left, earlier, servers)
+            left = await self._bridge(ref, left, earlier, asked)
         return left
 
     async def _place_with_auth_events(
-        self, ref: RoomRef, pdus: Sequence[Pdu], servers: Sequence[ServerName]
+        self, ref: RoomRef, pdus: Sequence[Pdu], asked: Asked
     ) -> Blocked | None:
         """Place events, fetching auth events that they lack; what blocks the last of them."""
-        asked: set[EventId] = set()
+        tried: set[EventId] = set()
         while True:
             blocked = await self.intake.place(ref, pdus)
             lacking = [
                 one
                 for one in blocked
-                if isinstance(one.problem, MissingAuthEvents) and one.pdu.event_id not in asked
+                if isinstance(one.problem, MissingAuthEvents) and one.pdu.event_id not in tried
             ]
             if not lacking:
                 return next((one for one in blocked if one.pdu is pdus[-1]), None)
             for one in lacking:
-                asked.add(one.pdu.event_id)
-                await self.missing_events.auth_events(ref, one.pdu, one.problem.missing, servers)
+                tried.add(one.pdu.event_id)
+                await self.missing_events.auth_events(ref, one.pdu, one.problem.missing, asked)
 
     async def _bridge(
-        self, ref: RoomRef, blocked: Blocked, earlier: Sequence[Pdu], servers: Sequence[ServerName]
+        self, ref: RoomRef, blocked: Blocked, earlier: Sequence[Pdu], asked: Asked
     ) -> Blocked | None:
         """Leave a gap, and place the events after it on the state that another server tells.
 
@@ -99,7 +116,7 @@ class GapFilling:
                 continue
             missing = still.problem.missing
             head = await self.persister.newest_head(ref.room_id)
-            before = await self.missing_events.state_before(ref, head, pdu, missing, servers)
+            before = await self.missing_events.state_before(ref, head, pdu, missing, asked)
             if before is None:
                 return blocked
             await self.intake.place_after_gap(ref, pdu, before, missing)

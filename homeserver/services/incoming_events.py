@@ -1,8 +1,8 @@
 """Events from outside, on their way into their rooms.
 
 They have passed the gate (PduGate). What can be placed at once is stored before the sender gets its answer;
-what lacks something waits in the database, while a task of its own asks other servers for what is missing.
-Rooms do not wait for each other, and in a room servers do not wait long for each other's gaps.
+what lacks something waits in the database, while a task asks other servers for what is missing: one for each
+room and server that sent some, so neither rooms nor servers wait for each other's gaps.
 Source: Server-Server API, "Transactions", "PDUs", "Soft failure".
 """
 
@@ -11,51 +11,58 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakValueDictionary
 
 from homeserver.errors import Forbidden, Unavailable
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import Pdu
-from homeserver.protocol.identifiers import EventId, RoomId, ServerName
-from homeserver.services.event_intake import Blocked, EventIntake
-from homeserver.services.gap_filling import GapFilling
+from homeserver.protocol.identifiers import EventId, RoomId, ServerName, server_name_of
+from homeserver.services.event_intake import EventIntake
+from homeserver.services.gap_filling import GapFilling, Outcome
+from homeserver.services.server_access import ServerAccess
 from storage import shared_rooms, waiting_pdus
 from storage.database import Database
 from storage.decisions import UnknownRoom
 from storage.dictionaries import Dictionaries
 from storage.persister import Persister
 from storage.room_heads import RoomRef
+from storage.waiting_pdus import WaitingPdu
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 10.0
 """How long a sender waits for its events to be placed; then they wait in the database."""
 EVENTS_AT_ONCE: Final = 100
+QUEUES_READ_AT_ONCE: Final = 20
 MAX_WAITING_IN_ROOM: Final = 20_000
 MAX_WAITING_OF_SERVER: Final = 2000
-"""While so many events of a room wait, in all or from one server, no more are taken: they will be asked for
-when a later event builds on them."""
+MAX_WAITING_OF_STRANGERS: Final = 500
+MAX_WAITING_OF_STRANGER: Final = 50
+"""While so many events of a room wait, no more are taken: they will be asked for when a later event builds on
+them. Strangers are servers that are not in the room, as far as is known here."""
 MAX_GAPS_AT_ONCE: Final = 50
 MAX_GAPS_OF_SERVER: Final = 5
-"""So many gaps are filled at once, in all and before events of one server."""
+MAX_GAPS_OF_STRANGERS: Final = 5
+"""So many gaps are filled at once: before events of all servers, of one, and of all strangers together."""
 GAP_PATIENCE_S: Final = 300.0
 """How long filling one may take."""
 OTHERS_PATIENCE_S: Final = 15.0
-"""So long servers wait for each other's gaps in a room: mostly they lack the same events."""
+"""So long a gap waits, once, for others of the room that are being filled: mostly the same events lack."""
 PAUSE_S: Final = 1.0
-"""After the database could not be reached."""
+"""After the database could not be reached, or servers that had to be asked; longer each time."""
 MAX_PAUSE_S: Final = 300.0
-"""After what waits could not be seen to, again and again."""
+GIVE_UP_S: Final = 3600.0
+"""So long it is tried to reach them."""
 
 
 class TooManyWait(Exception):
-    """So many events wait in a room already that no more are taken."""
+    """So many events wait in a room already that these were not taken."""
 
-    def __init__(self, room_id: RoomId, origin: ServerName) -> None:
+    def __init__(self, room_id: RoomId, origin: ServerName, event_ids: Collection[EventId]) -> None:
         super().__init__(f"too many events wait in room {room_id}, or too many of {origin}")
+        self.event_ids = event_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,22 @@ class _Queue:
 
     ref: RoomRef
     origin: ServerName
+
+
+@dataclass(slots=True, eq=False)
+class _Pass:
+    """One way through a queue, from its oldest event to its newest."""
+
+    queue: _Queue
+    is_member: bool
+    """Whether the server is in the room."""
+    is_last: bool
+    """Whether what cannot be had now is left out."""
+    waited_for: set[_Queue] = field(default_factory=set)
+    """Whose gaps took longer than others wait for them."""
+    lost: set[EventId] = field(default_factory=set)
+    later: set[EventId] = field(default_factory=set)
+    """What could not be had, and is not asked for again; and what may be had the next time."""
 
 
 class IncomingEvents:
@@ -76,6 +99,7 @@ class IncomingEvents:
         persister: Persister,
         intake: EventIntake,
         gaps: GapFilling,
+        access: ServerAccess,
         server_name: ServerName,
     ) -> None:
         self._database = database
@@ -83,11 +107,15 @@ class IncomingEvents:
         self._persister = persister
         self._intake = intake
         self._gaps = gaps
+        self._access = access
         self._server_name = server_name
-        self._seen_to: dict[_Queue, bool] = {}
-        """Queues that a task sees to, and whether something has been added since it last looked."""
-        self._filling: WeakValueDictionary[RoomId, asyncio.Lock] = WeakValueDictionary()
+        self._news: dict[_Queue, asyncio.Event] = {}
+        """Of the queues that a task sees to: set when something has been added."""
+        self._reading = asyncio.Semaphore(QUEUES_READ_AT_ONCE)
+        self._filling: dict[RoomId, dict[_Queue, asyncio.Future[None]]] = {}
+        """Whose gaps are being filled just now."""
         self._turns = asyncio.Semaphore(MAX_GAPS_AT_ONCE)
+        self._turns_of_strangers = asyncio.Semaphore(MAX_GAPS_OF_STRANGERS)
         self._turns_of_server: WeakValueDictionary[ServerName, asyncio.Semaphore] = WeakValueDictionary()
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -107,9 +135,10 @@ class IncomingEvents:
             self._tasks.create_task(self._see_to_waiting(ref))
 
     async def receive(self, origin: ServerName, ref: RoomRef, pdus: Sequence[Pdu], *, wait: bool) -> None:
-        """Take events of a room that a server has pushed; when this returns none of them can be lost.
+        """Take events of a room that a server has pushed: when this returns, they are stored.
 
-        `wait`: they are only to wait: the room is being joined. Raises TooManyWait.
+        What lacks something is kept until that is found, or found to be nowhere. `wait`: all are only to
+        wait: the room is being joined. Raises TooManyWait; Unavailable where nothing can be stored.
         """
         rest = list(pdus)
         if not wait:
@@ -118,11 +147,13 @@ class IncomingEvents:
                     rest = [blocked.pdu for blocked in await self._intake.place(ref, pdus)]
             except TimeoutError:
                 log.info("events wait: room %s is busy", ref.room_id)
+            except Unavailable as error:
+                log.info("events of room %s wait: %s", ref.room_id, error.error)
             except UnknownRoom:
                 log.info("events of room %s are left out: this server has left it", ref.room_id)
                 return
         if rest:
-            await self._let_wait(ref, origin, rest)
+            await self._let_wait(ref, origin, rest, is_member=wait or await self._is_member(ref, origin))
             self._see_to(_Queue(ref, origin))
 
     async def add_fixed(self, room_id: RoomId, pdu: Pdu, *, fed: bool) -> None:
@@ -143,12 +174,23 @@ class IncomingEvents:
 
     # -- what waits
 
-    async def _let_wait(self, ref: RoomRef, origin: ServerName, pdus: Sequence[Pdu]) -> None:
+    async def _is_member(self, ref: RoomRef, origin: ServerName) -> bool:
+        """Whether a server is in a room."""
+        return (await self._access.standing(origin, ref.room_id)).is_in_room
+
+    async def _let_wait(
+        self, ref: RoomRef, origin: ServerName, pdus: Sequence[Pdu], *, is_member: bool
+    ) -> None:
         async with self._database.connection() as tx:
-            waiting, of_server = await waiting_pdus.counts(tx, ref.nid, origin)
-            if waiting >= MAX_WAITING_IN_ROOM or of_server >= MAX_WAITING_OF_SERVER:
-                raise TooManyWait(ref.room_id, origin)
-            await waiting_pdus.add(tx, ref.nid, origin, pdus)
+            waiting = await waiting_pdus.counts(tx, ref.nid, origin)
+            if is_member:
+                in_all, most = waiting.in_room - waiting.by_strangers, MAX_WAITING_IN_ROOM
+            else:
+                in_all, most = waiting.by_strangers, MAX_WAITING_OF_STRANGERS
+            most_of_server = MAX_WAITING_OF_SERVER if is_member else MAX_WAITING_OF_STRANGER
+            if in_all >= most or waiting.of_server >= most_of_server:
+                raise TooManyWait(ref.room_id, origin, [pdu.event_id for pdu in pdus])
+            await waiting_pdus.add(tx, ref.nid, origin, pdus, by_stranger=not is_member)
 
     async def _see_to_waiting(self, ref: RoomRef | None) -> None:
         """See to all that waits, in one room or in all."""
@@ -163,98 +205,133 @@ class IncomingEvents:
             self._see_to(_Queue(room, origin))
 
     def _see_to(self, queue: _Queue) -> None:
-        if queue in self._seen_to:
-            self._seen_to[queue] = True
+        if queue in self._news:
+            self._news[queue].set()
         elif self._tasks is not None:
-            self._seen_to[queue] = True
+            self._news[queue] = asyncio.Event()
             self._tasks.create_task(self._work(queue))
 
     async def _work(self, queue: _Queue) -> None:
         """Place what waits in a queue, until nothing does."""
-        pause_s = PAUSE_S
+        news, room_id = self._news[queue], queue.ref.room_id
+        pause_s, give_up = PAUSE_S, _now() + GIVE_UP_S
         try:
-            while self._seen_to[queue]:
-                self._seen_to[queue] = False
+            while True:
+                news.clear()
                 try:
-                    await self._work_off(queue)
-                    continue
+                    if not await self._work_off(queue, is_last=_now() > give_up):
+                        if not news.is_set():
+                            return
+                        pause_s, give_up = PAUSE_S, _now() + GIVE_UP_S
+                        continue
                 except (Unavailable, UnknownRoom) as error:  # this server may have left the room meanwhile
-                    log.info("the events of room %s go on waiting: %r", queue.ref.room_id, error)
-                    pause_s = PAUSE_S
+                    log.info("the events of room %s go on waiting: %s", room_id, error)
                 except Exception:
-                    log.exception("the events that wait in room %s cannot be seen to", queue.ref.room_id)
+                    log.exception("the events that wait in room %s cannot be seen to", room_id)
+                await asyncio.sleep(PAUSE_S)
+                try:
+                    async with asyncio.timeout(pause_s):
+                        await news.wait()
+                except TimeoutError:
                     pause_s = min(2 * pause_s, MAX_PAUSE_S)
-                self._seen_to[queue] = True
-                await asyncio.sleep(pause_s)
         finally:
-            del self._seen_to[queue]
+            del self._news[queue]
 
-    async def _work_off(self, queue: _Queue) -> None:
-        ref = queue.ref
-        own_nid = await self._dictionaries.atoms.nid(self._server_name)
-        lost: set[EventId] = set()
-        """What could not be had: nobody is asked for it again here."""
-        while True:
-            async with self._database.connection() as tx:
-                waiting = await waiting_pdus.oldest(tx, ref, queue.origin, EVENTS_AT_ONCE)
-                shared = await shared_rooms.find_one(tx, ref.room_id, own_nid)
-            if not waiting:
-                return
-            if shared is not None and shared.is_resident:
-                await self._settle(queue, waiting, lost)
-            elif shared is not None and shared.is_joining:
-                return  # it is resumed when the join has come to an end
-            else:
-                log.info("events of room %s are left out: this server is not in it", ref.room_id)
-                await self._end_waiting(ref, [pdu.event_id for pdu in waiting])
+    async def _work_off(self, queue: _Queue, *, is_last: bool) -> bool:
+        """Place what waits in a queue, and fetch what it lacks; whether some of it is to be tried again.
 
-    async def _settle(self, queue: _Queue, waiting: Sequence[Pdu], lost: set[EventId]) -> None:
-        """Place events, and fetch what they lack; those for which that cannot be had are left out.
-
-        These are not remembered: they may come again, when what they lack can be had.
+        What cannot be had is left out. It is not remembered: it may come again.
         """
         ref = queue.ref
-        blocked = await self._intake.place(ref, waiting)
-        still = {one.pdu.event_id for one in blocked}
-        await self._end_waiting(ref, [pdu.event_id for pdu in waiting if pdu.event_id not in still])
-        while blocked:
-            first, *rest = blocked
-            event_id = first.pdu.event_id
-            if lost.isdisjoint(first.problem.missing) and await self._fill(queue, first):
-                rest = await self._intake.place(ref, [one.pdu for one in rest])
-            else:
-                log.info("%s in room %s is left out: what it builds on cannot be had", event_id, ref.room_id)
-                lost |= {event_id, *first.problem.missing}
-            left = {one.pdu.event_id for one in rest}
-            await self._end_waiting(
-                ref, [one.pdu.event_id for one in blocked if one.pdu.event_id not in left]
-            )
-            blocked = rest
+        own_nid = await self._dictionaries.atoms.nid(self._server_name)
+        this = _Pass(queue, await self._is_member(ref, queue.origin), is_last)
+        after = 0
+        while True:
+            async with self._reading:
+                async with self._database.connection() as tx:
+                    waiting = await waiting_pdus.oldest(tx, ref, queue.origin, after, EVENTS_AT_ONCE)
+                    shared = await shared_rooms.find_one(tx, ref.room_id, own_nid)
+                if not waiting:
+                    return bool(this.later)
+                if shared is not None and shared.is_joining and not shared.is_resident:
+                    return False  # it is resumed when the join has come to an end
+                if shared is None or not shared.is_resident:
+                    log.info("events of room %s are left out: this server is not in it", ref.room_id)
+                    blocked: dict[EventId, frozenset[EventId]] = {}
+                else:
+                    blocked = await self._place(queue, waiting)
+                await self._end_waiting(ref, [i for one in waiting if (i := one.pdu.event_id) not in blocked])
+            if not await self._fill_one_of(this, blocked):
+                after = waiting[-1].number
 
-    async def _fill(self, queue: _Queue, blocked: Blocked) -> bool:
-        """Whether an event has its place now that what it lacked was asked for."""
-        event_id, room_id = blocked.pdu.event_id, queue.ref.room_id
-        async with AsyncExitStack() as turns:
-            try:
-                async with asyncio.timeout(OTHERS_PATIENCE_S):
-                    await turns.enter_async_context(self._others(queue.ref))
-            except TimeoutError:
-                log.debug("a gap in room %s takes long to be filled", room_id)
-            await turns.enter_async_context(self._turn_of(queue.origin))
-            await turns.enter_async_context(self._turns)
+    async def _place(self, queue: _Queue, waiting: Sequence[WaitingPdu]) -> dict[EventId, frozenset[EventId]]:
+        """Place events that the room's ACL allows by now; what those lack that cannot be placed."""
+        ref, origin = queue.ref, queue.origin
+        acl = (await self._access.standing(origin, ref.room_id)).acl
+        pdus = [one.pdu for one in waiting]
+        if acl is not None:
+            allowed = acl.allows(origin)
+            pdus = [pdu for pdu in pdus if allowed and acl.allows(server_name_of(pdu.sender))]
+            if len(pdus) < len(waiting):
+                log.info("events of room %s from %s are refused: the room's server ACL", ref.room_id, origin)
+        return {one.pdu.event_id: one.problem.missing for one in await self._intake.place(ref, pdus)}
+
+    async def _fill_one_of(self, this: _Pass, blocked: dict[EventId, frozenset[EventId]]) -> bool:
+        """Fill the gap before one of some events; whether that was possible before any of them."""
+        ref = this.queue.ref
+        for event_id, missing in blocked.items():
+            if missing.isdisjoint(this.lost | this.later):
+                outcome = await self._fill(this, event_id)
+            else:
+                outcome = Outcome.LOST if missing.isdisjoint(this.later) else Outcome.LATER
+            if outcome is Outcome.FILLED:
+                await self._end_waiting(ref, [event_id])
+                return True
+            if outcome is Outcome.LATER and not this.is_last:
+                this.later |= {event_id, *missing}
+                continue
+            this.lost |= {event_id, *missing}
+            log.info("%s in room %s is left out: what it builds on cannot be had", event_id, ref.room_id)
+            async with self._database.connection() as tx:
+                await waiting_pdus.remove(tx, ref.nid, [event_id], this.queue.origin)
+        return False
+
+    async def _fill(self, this: _Pass, event_id: EventId) -> Outcome:
+        """Fill the gap before an event when its turn has come."""
+        queue, ref = this.queue, this.queue.ref
+        await self._let_others_fill(this)
+        turns = self._turns if this.is_member else self._turns_of_strangers
+        async with self._turn_of(queue.origin), turns:
+            async with self._database.connection() as tx:
+                pdu = await waiting_pdus.find(tx, ref, queue.origin, event_id)
+            if pdu is None:
+                return Outcome.FILLED  # it came another way
+            filling = self._filling.setdefault(ref.room_id, {})
+            done = filling[queue] = asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(GAP_PATIENCE_S):
-                    return await self._gaps.fill(queue.ref, blocked.pdu, queue.origin)
+                    return await self._gaps.fill(ref, pdu, queue.origin, is_member=this.is_member)
             except TimeoutError:
-                log.info("what %s in room %s builds on takes too long to be had", event_id, room_id)
+                log.info("what %s in room %s builds on takes too long to be had", event_id, ref.room_id)
+                return Outcome.LATER
             except (Unavailable, UnknownRoom):
                 raise
             except Exception:
-                log.exception("what %s in room %s builds on cannot be asked for", event_id, room_id)
-        return False
+                log.exception("what %s in room %s builds on cannot be asked for", event_id, ref.room_id)
+                return Outcome.LOST
+            finally:
+                done.set_result(None)
+                del filling[queue]
+                if not filling and self._filling.get(ref.room_id) is filling:
+                    del self._filling[ref.room_id]
 
-    def _others(self, ref: RoomRef) -> asyncio.Lock:
-        return self._filling.setdefault(ref.room_id, asyncio.Lock())
+    async def _let_others_fill(self, this: _Pass) -> None:
+        """Wait for the gaps of a room that are being filled: mostly that fills this one too."""
+        filling = self._filling.get(this.queue.ref.room_id, {})
+        others = {queue: done for queue, done in filling.items() if queue not in this.waited_for}
+        if others:
+            await asyncio.wait(others.values(), timeout=OTHERS_PATIENCE_S)
+            this.waited_for |= {queue for queue, done in others.items() if not done.done()}
 
     def _turn_of(self, origin: ServerName) -> asyncio.Semaphore:
         return self._turns_of_server.setdefault(origin, asyncio.Semaphore(MAX_GAPS_OF_SERVER))
@@ -263,3 +340,7 @@ class IncomingEvents:
         if event_ids:
             async with self._database.connection() as tx:
                 await waiting_pdus.remove(tx, ref.nid, event_ids)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
@@ -26,6 +26,7 @@ from homeserver.protocol.auth_events import CREATE
 from homeserver.protocol.errors import InvalidIdentifier
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, ServerName, parse_event_id
+from homeserver.services.federation_failures import may_pass
 from homeserver.services.fork_states import ForkStates, key_numbers
 from homeserver.services.outliers import Outliers
 from homeserver.services.pdu_gate import PduGate
@@ -50,6 +51,22 @@ ONE_BY_ONE_UP_TO: Final = 10
 MAX_SERVERS: Final = 3
 
 
+@dataclass(slots=True)
+class Asked:
+    """The servers that may know what is missing, the best first."""
+
+    servers: Sequence[ServerName]
+    may_know_more: bool = False
+    """Whether one of them could not answer: it may know what the others do not."""
+
+    def __iter__(self) -> Iterator[ServerName]:
+        return iter(self.servers[:MAX_SERVERS])
+
+    def failed(self, error: FederationError) -> None:
+        """Take note that one of them did not give what it was asked for."""
+        self.may_know_more |= may_pass(error)
+
+
 @dataclass(frozen=True)
 class MissingEvents:
     """Asks other servers for events of a room that we lack."""
@@ -60,27 +77,25 @@ class MissingEvents:
     outliers: Outliers
     forks: ForkStates
 
-    async def before(
-        self, room: RoomRef, head: RoomHead, pdu: Pdu, servers: Sequence[ServerName]
-    ) -> list[Pdu]:
+    async def before(self, room: RoomRef, head: RoomHead, pdu: Pdu, asked: Asked) -> list[Pdu]:
         """Events between a room's forward extremities and an event, verified, the oldest first.
 
         They need not close the gap. What is older than the room's first event here is history, which is not
-        asked for. `servers`: those that may have the events, asked in turn until one gives any.
+        asked for. The servers are asked in turn until one gives any.
         """
         async with self.database.connection() as tx:
             min_depth = await stored_places.first_depth(tx, room.nid)
         found: dict[EventId, Pdu] = {}
         latest = {pdu.event_id}
         for _ in range(MAX_ROUNDS):
-            new = await self._ask_before(room, head, latest, min_depth, servers)
+            new = await self._ask_before(room, head, latest, min_depth, asked)
             new = [one for one in new if one.event_id not in found and one.event_id not in latest]
             new = [one for one in new if one.depth >= min_depth]
             found |= {one.event_id: one for one in new}
             missing = await self._missing_parents(room, [pdu, *found.values()], found)
-            if not new or not missing:
-                break
             latest = {one.event_id for one in new if missing & set(one.prev_events)}
+            if not latest:
+                break
         return parents_first(found.values())
 
     async def _ask_before(
@@ -89,9 +104,9 @@ class MissingEvents:
         head: RoomHead,
         latest: Collection[EventId],
         min_depth: int,
-        servers: Sequence[ServerName],
+        asked: Asked,
     ) -> list[Pdu]:
-        for server_name in servers[:MAX_SERVERS]:
+        for server_name in asked:
             try:
                 events = await room_requests.get_missing_previous_events(
                     self.client,
@@ -104,6 +119,7 @@ class MissingEvents:
                 )
             except FederationError as error:
                 log.info("missing events of %s cannot be fetched: %s", room.room_id, error)
+                asked.failed(error)
                 continue
             if verified := await self._verified(room, events[:EVENTS_AT_ONCE]):
                 return verified
@@ -118,11 +134,9 @@ class MissingEvents:
             places = await stored_places.load(tx, room.nid, wanted)
         return {one for one in wanted if one not in places or not places[one].has_state_before}
 
-    async def auth_events(
-        self, room: RoomRef, pdu: Pdu, missing: Collection[EventId], servers: Sequence[ServerName]
-    ) -> None:
+    async def auth_events(self, room: RoomRef, pdu: Pdu, missing: Collection[EventId], asked: Asked) -> None:
         """Fetch and store the auth events that an event lacks, as far as they can be had."""
-        for server_name in servers[:MAX_SERVERS]:
+        for server_name in asked:
             try:
                 chain = await room_requests.get_event_auth(
                     self.client, server_name, room.room_id, pdu.event_id
@@ -130,10 +144,12 @@ class MissingEvents:
                 await self.outliers.store(room, await self._verified(room, chain))
             except FederationError as error:
                 log.info("the auth chain of %s cannot be fetched: %s", pdu.event_id, error)
+                asked.failed(error)
             try:
                 await self.fetch_with_auth_events(room, server_name, await self.not_stored(room, missing))
             except FederationError as error:
                 log.info("the auth events of %s cannot be fetched: %s", pdu.event_id, error)
+                asked.failed(error)
             if not await self.not_stored(room, missing):
                 return
 
@@ -143,18 +159,20 @@ class MissingEvents:
         head: RoomHead,
         pdu: Pdu,
         missing: Collection[EventId],
-        servers: Sequence[ServerName],
+        asked: Asked,
     ) -> ForkState | None:
         """The state before an event some of whose parents nobody gives us, as another server has it.
 
         None where no server tells it. Source: Server-Server API, GET /_matrix/federation/v1/state_ids.
         """
-        for server_name in servers[:MAX_SERVERS]:
+        for server_name in asked:
             states: list[ForkState] = []
             try:
                 states += [await self._state_after(room, head, event_id, server_name) for event_id in missing]
             except (FederationError, IncompleteState) as error:
                 log.info("the state at %s cannot be had: %s", pdu.event_id, error)
+                if isinstance(error, FederationError):
+                    asked.failed(error)
                 continue
             async with self.database.connection() as tx:
                 parents = await stored_places.load(tx, room.nid, set(pdu.prev_events) - set(missing))

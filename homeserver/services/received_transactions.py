@@ -95,14 +95,15 @@ class ReceivedTransactions:
         turn = self._turns.setdefault(origin, _Turn())
         turn.waiting += 1
         try:
-            async with asyncio.timeout(ORIGIN_PATIENCE_S):
-                await turn.lock.acquire()
+            try:
+                async with asyncio.timeout(ORIGIN_PATIENCE_S):
+                    await turn.lock.acquire()
+            except TimeoutError:
+                raise Unavailable("an earlier transaction is still being worked on") from None
             try:
                 return await self._take(origin, txn_id, pdus, edus)
             finally:
                 turn.lock.release()
-        except TimeoutError:
-            raise Unavailable("an earlier transaction is still being worked on") from None
         finally:
             turn.waiting -= 1
             if not turn.waiting:
@@ -184,7 +185,7 @@ class ReceivedTransactions:
             except TooManyWait as error:
                 log.warning("events from %s are not taken: %s", origin, error)
                 too_many: JsonObject = {"error": "too many events wait in the room"}
-                answers.update({pdu.event_id: too_many for pdu in verified})
+                answers.update(dict.fromkeys(error.event_ids, too_many))
 
 
 def _all_failed(room: SharedRoom, events: Iterable[Any], reason: str) -> dict[str, JsonObject]:

@@ -21,6 +21,14 @@ REMEMBERED_GLOBS: Final = 50_000
 """Of the ACLs of all rooms together."""
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a server is to a room: whether it is in it, and the room's ACL, None where there is none."""
+
+    is_in_room: bool
+    acl: ServerAcl | None
+
+
 @dataclass(frozen=True)
 class ServerAccess:
     """Asked by every endpoint that another server reaches and that names a room."""
@@ -67,6 +75,14 @@ class ServerAccess:
         """Whether a room's ACL allows a server, in the room or not; true where there is none."""
         acl = await self.acl(room_id)
         return acl is None or acl.allows(server_name)
+
+    async def standing(self, server_name: ServerName, room_id: RoomId) -> Standing:
+        """What a server is to a room that is known here."""
+        async with self.database.connection() as tx:
+            access = await server_access.load(tx, room_id, server_name)
+            if access is None:
+                return Standing(is_in_room=False, acl=None)
+            return Standing(access.is_in_room, await self._acl(tx, access))
 
     async def acl(self, room_id: RoomId) -> ServerAcl | None:
         """The ACL of a room; None where there is none."""

@@ -17,7 +17,12 @@ CREATE INDEX waiting_pdus_order ON waiting_pdus (room_nid, origin, number);
 CREATE INDEX stream_other_rooms ON stream (room_nid) WHERE kind <> 1 AND room_nid IS NOT NULL;
 
 DROP INDEX stream_user;
-ALTER TABLE waiting_pdus DROP COLUMN recv_ts;
+-- Whoever sends an event first must not keep it from others who know what it builds on.
+ALTER TABLE waiting_pdus
+    DROP COLUMN recv_ts,
+    ADD COLUMN by_stranger boolean NOT NULL DEFAULT false,  -- its origin was not in the room
+    DROP CONSTRAINT waiting_pdus_pkey,
+    ADD PRIMARY KEY (room_nid, event_id, origin);
 ALTER TABLE room_servers DROP COLUMN from_pos;
 
 -- From now on a row goes when its event gets a place.

@@ -48,7 +48,7 @@ class Silence:
 
     async def _wait(self) -> Answer:
         await self.over.wait()
-        return error_answer(500, "M_UNKNOWN")
+        return error_answer(404, "M_NOT_FOUND")
 
 
 @asynccontextmanager
@@ -282,6 +282,7 @@ async def test_sec_fed_4_answers_have_an_end_in_bytes_and_in_time(
         monkeypatch.setattr(room_requests, name, 200_000)
     for name in ("HISTORY_TIMEOUT_S", "STATE_IDS_TIMEOUT_S", "EVENT_TIMEOUT_S"):
         monkeypatch.setattr(room_requests, name, 0.5)
+    monkeypatch.setattr(incoming_events, "GIVE_UP_S", -1)
     room = PlayedRoom.new([peer])
     await joined(alice, room)
     tea = user_of(peer, "tea")

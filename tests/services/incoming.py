@@ -16,6 +16,7 @@ from homeserver.services.fork_states import ForkStates
 from homeserver.services.forward_extremities import ForwardExtremities
 from homeserver.services.gap_filling import GapFilling
 from homeserver.services.incoming_events import IncomingEvents
+from homeserver.services.server_access import ServerAccess
 from storage import room_timeline
 from storage.auth_graphs import AuthGraphs
 from storage.database import Database
@@ -73,7 +74,15 @@ async def open_incoming(database_url: str) -> AsyncIterator[IncomingStore]:
         intake = EventIntake(store.database, store.dictionaries, store.persister, forks, extremities, SERVER)
         nobody: Any = NobodyElse()
         gaps = GapFilling(store.database, store.persister, intake, nobody, SERVER)
-        incoming = IncomingEvents(store.database, store.dictionaries, store.persister, intake, gaps, SERVER)
+        incoming = IncomingEvents(
+            store.database,
+            store.dictionaries,
+            store.persister,
+            intake,
+            gaps,
+            ServerAccess(store.database),
+            SERVER,
+        )
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(incoming.run())
             try:
