@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -141,6 +142,36 @@ async def test_sec_fed_2_who_relays_an_event_first_does_not_keep_it_from_others(
         await send(here, peer, [behind])
         await until_said(alice, room, "kept back", "behind a gap")
         assert not silence.over.is_set()
+
+
+@pytest.mark.invariant("SEC-FED-4")
+async def test_sec_fed_4_what_events_of_two_servers_lack_is_asked_for_once(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming_events, "OTHERS_PATIENCE_S", 60)
+    tea, coffee = user_of(peer, "tea"), user_of(notary, "coffee")
+    room = PlayedRoom.new([peer, notary], members=[tea, coffee])
+    await joined(alice, room)
+    missed = room.event(tea, "m.room.message", text("missed"))
+    behind = [room.event(one, "m.room.message", text("behind"), prev=[missed]) for one in (tea, coffee)]
+    both_wait = asyncio.Event()
+
+    async def slow(asked: Asked) -> Answer:
+        await both_wait.wait()
+        given = ENDPOINTS["get_missing_events"][2](room, asked)
+        answer = await given if isinstance(given, Awaitable) else given
+        assert answer is not None
+        return answer
+
+    room.answers["get_missing_events"] = slow
+    await send(here, peer, behind[:1])
+    await until(lambda: asked_once(room))
+    await send(here, notary, behind[1:])
+    both_wait.set()
+    await until_said(alice, room, "missed", "behind", "behind")
+    await until(lambda: given_up(here, room))
+    assert len(room.requests("get_missing_events")) == 1
+    assert await is_shown(alice, room, behind[1])
 
 
 @pytest.mark.invariant("SEC-FED-3")
