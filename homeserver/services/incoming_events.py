@@ -50,6 +50,8 @@ GAP_PATIENCE_S: Final = 300.0
 """How long filling one may take."""
 OTHERS_PATIENCE_S: Final = 15.0
 """So long a gap waits, once, for others of the room that are being filled: mostly the same events lack."""
+MAX_LATER: Final = 20
+"""Where so many gaps of a queue cannot be filled just now, what comes after them has to wait."""
 PAUSE_S: Final = 1.0
 """After the database could not be reached, or servers that had to be asked; longer each time."""
 MAX_PAUSE_S: Final = 300.0
@@ -75,18 +77,27 @@ class _Queue:
 
 @dataclass(slots=True, eq=False)
 class _Pass:
-    """One way through a queue, from its oldest event to its newest."""
+    """One way through a queue, from older events to newer ones."""
 
     queue: _Queue
     is_member: bool
     """Whether the server is in the room."""
     is_last: bool
     """Whether what cannot be had now is left out."""
+    after: int
+    """The number of the newest event that was seen to."""
+    put_off: int = 0
+    """How many gaps may be filled the next time."""
     waited_for: set[_Queue] = field(default_factory=set)
     """Whose gaps took longer than others wait for them."""
     lost: set[EventId] = field(default_factory=set)
     later: set[EventId] = field(default_factory=set)
     """What could not be had, and is not asked for again; and what may be had the next time."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether so much could not be had that the rest is left for the next time."""
+        return self.put_off >= MAX_LATER
 
 
 class IncomingEvents:
@@ -214,18 +225,21 @@ class IncomingEvents:
     async def _work(self, queue: _Queue) -> None:
         """Place what waits in a queue, until nothing does."""
         news, room_id = self._news[queue], queue.ref.room_id
-        pause_s, give_up = PAUSE_S, _now() + GIVE_UP_S
+        pause_s, give_up, after = PAUSE_S, _now() + GIVE_UP_S, 0
         try:
             while True:
                 news.clear()
                 try:
-                    if not await self._work_off(queue, is_last=_now() > give_up):
+                    this = await self._work_off(queue, after, is_last=_now() > give_up)
+                    if not (this.later or this.is_over or after):
                         if not news.is_set():
                             return
                         pause_s, give_up = PAUSE_S, _now() + GIVE_UP_S
                         continue
+                    after = this.after if this.is_over else 0
                 except (Unavailable, UnknownRoom) as error:  # this server may have left the room meanwhile
                     log.info("the events of room %s go on waiting: %s", room_id, error)
+                    give_up = _now() + GIVE_UP_S
                 except Exception:
                     log.exception("the events that wait in room %s cannot be seen to", room_id)
                 await asyncio.sleep(PAUSE_S)
@@ -237,24 +251,21 @@ class IncomingEvents:
         finally:
             del self._news[queue]
 
-    async def _work_off(self, queue: _Queue, *, is_last: bool) -> bool:
-        """Place what waits in a queue, and fetch what it lacks; whether some of it is to be tried again.
+    async def _work_off(self, queue: _Queue, after: int, *, is_last: bool) -> _Pass:
+        """Place what waits in a queue, and fetch what it lacks. What cannot be had is left out.
 
-        What cannot be had is left out. It is not remembered: it may come again.
+        It is not remembered: it may come again.
         """
         ref = queue.ref
         own_nid = await self._dictionaries.atoms.nid(self._server_name)
-        this = _Pass(queue, await self._is_member(ref, queue.origin), is_last)
-        after = 0
-        while True:
+        this = _Pass(queue, await self._is_member(ref, queue.origin), is_last, after)
+        while not this.is_over:
             async with self._reading:
                 async with self._database.connection() as tx:
-                    waiting = await waiting_pdus.oldest(tx, ref, queue.origin, after, EVENTS_AT_ONCE)
+                    waiting = await waiting_pdus.oldest(tx, ref, queue.origin, this.after, EVENTS_AT_ONCE)
                     shared = await shared_rooms.find_one(tx, ref.room_id, own_nid)
-                if not waiting:
-                    return bool(this.later)
-                if shared is not None and shared.is_joining and not shared.is_resident:
-                    return False  # it is resumed when the join has come to an end
+                if not waiting or (shared is not None and shared.is_joining and not shared.is_resident):
+                    break  # it is resumed when the join has come to an end
                 if shared is None or not shared.is_resident:
                     log.info("events of room %s are left out: this server is not in it", ref.room_id)
                     blocked: dict[EventId, frozenset[EventId]] = {}
@@ -262,7 +273,8 @@ class IncomingEvents:
                     blocked = await self._place(queue, waiting)
                 await self._end_waiting(ref, [i for one in waiting if (i := one.pdu.event_id) not in blocked])
             if not await self._fill_one_of(this, blocked):
-                after = waiting[-1].number
+                this.after = waiting[-1].number
+        return this
 
     async def _place(self, queue: _Queue, waiting: Sequence[WaitingPdu]) -> dict[EventId, frozenset[EventId]]:
         """Place events that the room's ACL allows by now; what those lack that cannot be placed."""
@@ -280,10 +292,15 @@ class IncomingEvents:
         """Fill the gap before one of some events; whether that was possible before any of them."""
         ref = this.queue.ref
         for event_id, missing in blocked.items():
-            if missing.isdisjoint(this.lost | this.later):
-                outcome = await self._fill(this, event_id)
+            if not missing.isdisjoint(this.later):
+                outcome = Outcome.LATER
+            elif not missing.isdisjoint(this.lost):
+                outcome = Outcome.LOST
+            elif this.is_over:
+                outcome = Outcome.LATER
             else:
-                outcome = Outcome.LOST if missing.isdisjoint(this.later) else Outcome.LATER
+                outcome = await self._fill(this, event_id)
+                this.put_off += outcome is Outcome.LATER
             if outcome is Outcome.FILLED:
                 await self._end_waiting(ref, [event_id])
                 return True
