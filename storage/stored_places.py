@@ -6,8 +6,9 @@ choose to look for them in the index of the room, and keeps to that plan while t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
 from homeserver.protocol.events import Pdu
@@ -102,6 +103,8 @@ class StoredBody:
 
     nid: int
     flags: int
+    has_place: bool
+    """Whether it has its place, so that its verdict stays. An outlier may be rejected when it gets one."""
     pdu: Pdu
 
     @property
@@ -117,30 +120,41 @@ async def bodies(tx: Transaction, room: RoomRef, event_ids: Collection[EventId])
     """
     rows = await tx.fetch(
         """
-        SELECT room_nid, nid, event_id, flags, json FROM events
+        SELECT room_nid, nid, room_seq, state_ver, event_id, flags, json FROM events
         WHERE event_id = ANY($1::bytea[]) AND flags & $2 = 0
         """,
         [encode_event_id(event_id) for event_id in event_ids],
         EventFlag.UNCHECKED,
     )
-    found = (
-        StoredBody(row["nid"], row["flags"], stored_event(room, row).pdu)
-        for row in rows
-        if row["room_nid"] == room.nid
-    )
+    found = (_body(room, row) for row in rows if row["room_nid"] == room.nid)
     return {body.pdu.event_id: body for body in found}
 
 
 async def bodies_by_nid(tx: Transaction, room: RoomRef, nids: Collection[int]) -> dict[int, StoredBody]:
     """Some events of a room by their numbers; redacted ones pruned."""
     rows = await tx.fetch(
-        "SELECT room_nid, nid, event_id, flags, json FROM events WHERE nid = ANY($1::bigint[])", list(nids)
+        """
+        SELECT room_nid, nid, room_seq, state_ver, event_id, flags, json FROM events
+        WHERE nid = ANY($1::bigint[])
+        """,
+        list(nids),
     )
-    return {
-        row["nid"]: StoredBody(row["nid"], row["flags"], stored_event(room, row).pdu)
-        for row in rows
-        if row["room_nid"] == room.nid
-    }
+    return {row["nid"]: _body(room, row) for row in rows if row["room_nid"] == room.nid}
+
+
+def _body(room: RoomRef, row: Mapping[str, Any]) -> StoredBody:
+    has_place = row["room_seq"] is not None or row["state_ver"] is not None
+    return StoredBody(row["nid"], row["flags"], has_place, stored_event(room, row).pdu)
+
+
+async def rejected_among(tx: Transaction, nids: Collection[int]) -> set[int]:
+    """Those of some events that are rejected."""
+    rows = await tx.fetch(
+        "SELECT nid FROM events WHERE nid = ANY($1::bigint[]) AND flags & $2 <> 0",
+        list(nids),
+        EventFlag.REJECTED,
+    )
+    return {row["nid"] for row in rows}
 
 
 async def are_missing(tx: Transaction, room_nid: int, event_ids: Collection[EventId]) -> set[EventId]:

@@ -63,16 +63,31 @@ class _Trunk:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What states come to, where a room has this trunk: the same for ever, once all their events are here."""
+    """What states come to, where a room has this trunk: the same for ever, once all their events are here, as
+    long as none of these is rejected."""
 
     room_nid: int
     now: int
     overlays: frozenset[frozenset[tuple[Key, int]]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What some states came to."""
+
+    entries: StateEntries
+    outliers: frozenset[int]
+    """The events without a place that were replayed and not rejected: should one be when it gets its place,
+    there is another answer."""
+
+
 @dataclass(frozen=True)
 class ForkStates:
-    """Reads the states of forks and resolves them. Takes connections by itself: hold none while asking."""
+    """Reads the states of forks and resolves them. Takes connections by itself: hold none while asking.
+
+    What is remembered of outliers holds as long as none of them is rejected, by this process or another one:
+    so that is looked up each time, and nobody has to tell.
+    """
 
     database: Database
     dictionaries: Dictionaries
@@ -80,11 +95,12 @@ class ForkStates:
     _bodies: BoundedCache[int, StoredBody] = field(
         default_factory=lambda: BoundedCache(REMEMBERED_BODIES), init=False, repr=False
     )
-    """Events that resolutions have replayed. One that was redacted meanwhile says the same to the rules."""
+    """Events that resolutions have replayed. One that was redacted meanwhile says the same to the rules; the
+    flags of an outlier may be old."""
     _trunks: BoundedCache[int, _Trunk] = field(
         default_factory=lambda: BoundedCache(REMEMBERED_ENTRIES), init=False, repr=False
     )
-    _resolved: BoundedCache[_Question, StateEntries] = field(
+    _resolved: BoundedCache[_Question, _Answer] = field(
         default_factory=lambda: BoundedCache(REMEMBERED_DIFFERENCES), init=False, repr=False
     )
 
@@ -134,8 +150,9 @@ class ForkStates:
         question = None
         if new is None:
             question = _Question(room.nid, now, frozenset(frozenset(one.items()) for one in overlays))
-            if (known := self._resolved.get(question)) is not None:
-                return dict(known)
+            known = self._resolved.get(question)
+            if known is not None and not await self.rejected_among(known.outliers):
+                return dict(known.entries)
         trunk = await self._trunk(room.nid, now)
         nids = {nid for overlay in overlays for nid in overlay.values() if nid != REMOVED}
         nids.update(nid for overlay in overlays for key in overlay if (nid := trunk.entries.get(key)))
@@ -151,7 +168,9 @@ class ForkStates:
             work = _Resolution(self, room, trunk.entries, graph)
             resolved = await work.run(overlays, new)
         if question is not None and not work.absent:
-            self._resolved.put(question, resolved, sum(map(len, overlays)) + len(resolved) + 1)
+            answer = _Answer(resolved, frozenset(work.outliers))
+            size = sum(map(len, overlays)) + len(resolved) + len(answer.outliers) + 1
+            self._resolved.put(question, answer, size)
         return dict(resolved)
 
     async def relative(self, room_nid: int, state: ForkState, now: int) -> StateEntries:
@@ -201,6 +220,13 @@ class ForkStates:
                 self._bodies.put(nid, body, 1)
             found |= loaded
         return found
+
+    async def rejected_among(self, nids: Collection[int]) -> set[int]:
+        """Those of some events that are rejected by now."""
+        if not nids:
+            return set()
+        async with self.database.connection() as tx:
+            return await stored_places.rejected_among(tx, nids)
 
     async def _trunk(self, room_nid: int, now: int) -> _Trunk:
         """The whole state of a room at a version, which is kept up with by what changed since."""
@@ -264,6 +290,8 @@ class _Resolution:
     numbers: dict[StateKey, Key] = field(default_factory=dict)
     events: dict[int, Pdu] = field(default_factory=dict)
     rejected: set[int] = field(default_factory=set)
+    outliers: set[int] = field(default_factory=set)
+    """Those that have no place, and are not rejected so far."""
     absent: set[int] = field(default_factory=set)
 
     async def run(self, overlays: Sequence[StateEntries], new: NewNode | None) -> StateEntries:
@@ -308,7 +336,10 @@ class _Resolution:
     async def _load(self, nids: set[int]) -> None:
         found = await self.forks.bodies(self.room, nids)
         self.absent |= nids - set(found)
-        self.rejected |= {nid for nid, body in found.items() if body.is_rejected}
+        placeless = {nid for nid, body in found.items() if not body.has_place}
+        rejected = await self.forks.rejected_among(placeless)
+        self.rejected |= rejected.union(nid for nid, body in found.items() if body.is_rejected)
+        self.outliers |= placeless - rejected
         await self._take({nid: body.pdu for nid, body in found.items()})
 
     async def _take(self, events: Mapping[int, Pdu]) -> None:
