@@ -22,14 +22,15 @@ from storage.room_timeline import TimelineRow
 MAX_MISSING: Final = 1000
 """So many missing events are looked at."""
 MAX_GAPS: Final = 200
-"""So many live events with gaps before them are looked at."""
+"""So many live events with gaps before them are looked at; a gap that is filled is none any more."""
 
 _OPEN: Final = f"""
     SELECT missing.event_id, gap.room_seq AS seq
     FROM (
         SELECT nid, room_seq FROM events
         WHERE room_nid = $1 AND flags & {EventFlag.GAP} <> 0 AND room_seq >= $2 AND room_seq <= $3
-        ORDER BY room_seq DESC LIMIT {MAX_GAPS}
+          AND (SELECT min(child_nid) FROM missing_prev WHERE child_nid = nid) IS NOT NULL
+        ORDER BY room_seq DESC LIMIT $4
     ) AS gap
     CROSS JOIN LATERAL (
         SELECT event_id FROM missing_prev WHERE child_nid = gap.nid LIMIT {MAX_MISSING}
@@ -61,7 +62,7 @@ async def gaps(tx: Transaction, room_nid: int, first: int, last: int) -> list[Ga
         SELECT seq, (SELECT min(sub) FROM events WHERE room_nid = $1 AND room_seq = seq) AS sub
         FROM (SELECT DISTINCT seq FROM ({_OPEN}) AS missing) AS gap ORDER BY seq DESC
     """  # noqa: S608
-    return [Gap(row["seq"], row["sub"]) for row in await tx.fetch(query, room_nid, first, last)]
+    return [Gap(row["seq"], row["sub"]) for row in await tx.fetch(query, room_nid, first, last, MAX_GAPS)]
 
 
 async def missing(tx: Transaction, room_nid: int, seq: int) -> dict[EventId, int]:
@@ -69,7 +70,7 @@ async def missing(tx: Transaction, room_nid: int, seq: int) -> dict[EventId, int
     query = f"""
         SELECT event_id, seq FROM ({_OPEN}) AS missing ORDER BY seq DESC, event_id LIMIT {MAX_MISSING}
     """  # noqa: S608
-    rows = await tx.fetch(query, room_nid, 0, seq)
+    rows = await tx.fetch(query, room_nid, 0, seq, MAX_GAPS)
     return {decode_event_id(row["event_id"]): row["seq"] for row in rows}
 
 

@@ -16,6 +16,7 @@ from homeserver.protocol.event_hashes import encode_event_id
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId
 from homeserver.services import timeline_reading
+from storage import fetched_history
 from storage.database import Database
 from tests.client_api.rooms import join, room_path
 from tests.clients import Client
@@ -734,6 +735,20 @@ async def test_a_gap_in_the_middle_is_filled(
     for event_id in room.events:
         told = await get(here, peer, state_uri(room.room_id, event_id, ids=True))
         assert set(told["pdu_ids"]) == set(room.before[event_id].values()), room.events[event_id].json
+
+
+async def test_gaps_that_are_filled_hide_none_that_is_not(
+    here: RunningServer, peer: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetched_history, "MAX_GAPS", 1)
+    room = PlayedRoom.new([peer])
+    tea = user_of(peer, "tea")
+    say(room, tea, "before the join")
+    await joined(alice, room)
+    say(room, tea, *numbered("missed", 110))
+    await bridged(here, peer, alice, room)
+
+    assert "before the join" in await texts(alice, room)
 
 
 async def test_what_came_is_not_noted_as_missing_any_more_whoever_names_it(
