@@ -66,17 +66,20 @@ class PersistConnection:
         if self._connection is None or self._connection.is_closed():
             await self._connect()
         arguments = batch.arguments()
-        for attempt in range(MAX_BUSY):
+        busy = overtaken = 0
+        while True:
             try:
                 rows = await self._statement.fetch(*arguments)
                 break
             except BUSY:
                 # Another session held a row for 200 ms; nothing was stored, and the lock is free meanwhile.
-                if attempt == MAX_BUSY - 1:
+                busy += 1
+                if busy == MAX_BUSY:
                     raise
                 await asyncio.sleep(PAUSE_WHEN_BUSY_S)
             except asyncpg.UniqueViolationError:
-                if attempt >= MAX_OVERTAKEN:
+                overtaken += 1
+                if overtaken > MAX_OVERTAKEN:
                     raise
         first_pos, last_pos = next(((row["a"], row["b"]) for row in rows if row["kind"] == 0), (0, 0))
         return Outcome(
