@@ -109,6 +109,7 @@ class EventIntake:
         blocked: list[Blocked] = []
         waiting: set[EventId] = set()
         at_once = len(arrivals)
+        makes_room = True
         while arrivals:
             first = arrivals[0]
             if behind := waiting & set(first.pdu.prev_events):
@@ -119,7 +120,7 @@ class EventIntake:
             decision = Arrivals(
                 self.database, self.dictionaries, self.forks, self.server_name, arrivals[:at_once]
             )
-            await self._make_room(ref)
+            makes_room = makes_room and await self._make_room(ref)
             try:
                 taken = await self.persister.append(ref.room_id, decision)
             except EventsStored as stored:
@@ -140,11 +141,21 @@ class EventIntake:
                 arrivals = arrivals[len(taken) :]
         return blocked
 
-    async def _make_room(self, ref: RoomRef) -> None:
-        """See to it that an event can name all forward extremities, also after one that adds another."""
-        head = await self.persister.newest_head(ref.room_id)
-        if len(head.extremities) >= MAX_PREV_EVENTS:
-            await self.extremities.bring_together(ref.room_id)
+    async def _make_room(self, ref: RoomRef) -> bool:
+        """See to it that an event can name all forward extremities, also after one that adds another.
+
+        False where that does not work for an unforeseen reason: then events come over the forks.
+        """
+        try:
+            head = await self.persister.newest_head(ref.room_id)
+            if len(head.extremities) >= MAX_PREV_EVENTS:
+                await self.extremities.bring_together(ref.room_id)
+        except (Unavailable, UnknownRoom):
+            raise
+        except Exception:
+            log.exception("the forks of room %s cannot be brought together", ref.room_id)
+            return False
+        return True
 
     async def _not_placed(
         self, ref: RoomRef, arrivals: Iterable[Arrival], stored: Collection[EventId]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.errors import NotFound
+from homeserver.errors import NotFound, Unavailable
 from homeserver.protocol.events import MAX_PREV_EVENTS, EventDraft
 from homeserver.protocol.identifiers import EventId, UserId
 from homeserver.services.forward_extremities import MAX_EXTREMITIES, ForwardExtremities
@@ -153,6 +153,37 @@ async def test_an_event_of_ours_can_always_name_all_extremities(
         await store.store.room_events.set_state(store.alice, room.room_id, draft)
         assert await count_extremities(room) == 1
         await check(store, room.ref, room.model)
+
+
+@pytest.mark.parametrize("error", [ValueError, Unavailable])
+async def test_events_come_although_forks_cannot_be_brought_together(
+    database: Database,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[Exception],
+) -> None:
+    async with open_incoming(database_url) as store:
+        room = await ForkedRoom.new(store, guest("carol"))
+        said = await fork(room, MAX_PREV_EVENTS)
+
+        async def fail(*_: object) -> None:
+            raise error("nothing works")
+
+        monkeypatch.setattr(ForwardExtremities, "bring_together", fail)
+        sender = guest_of(room)
+        more = [
+            room.build(sender, "m.room.message", {"body": body}, after=[said[0]]) for body in ("one", "two")
+        ]
+        if error is Unavailable:
+            with pytest.raises(Unavailable):
+                await room.receive(*more)
+        else:
+            await room.receive(*more)
+            assert await count_extremities(room) == MAX_PREV_EVENTS + 1
+            assert [record.message for record in caplog.records if record.exc_info] == [
+                f"the forks of room {room.room_id} cannot be brought together"
+            ]
 
 
 @pytest.mark.parametrize("can_speak", [True, False])
