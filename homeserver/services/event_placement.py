@@ -16,7 +16,7 @@ from typing import Final
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys, select_auth_events
 from homeserver.protocol.auth_rules import why_refused, why_refused_by_auth_events
 from homeserver.protocol.errors import NotAllowed
-from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu, StateKey
+from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.history_visibility import HISTORY_VISIBILITY, Visibility, visibility_in
 from homeserver.protocol.identifiers import EventId, ServerName, UserId, server_in
 from homeserver.protocol.power_levels import redacts_others
@@ -150,8 +150,6 @@ class Arrivals:
         head = head.overlay()
         taken: list[Placed] = []
         for arrival in self._arrivals:
-            if taken and len(head.extremities) >= MAX_PREV_EVENTS:
-                break  # they have to be brought together first
             try:
                 placed = self._place(head, arrival)
             except Needs as needs:

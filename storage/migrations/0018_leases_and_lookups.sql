@@ -13,8 +13,6 @@ CREATE INDEX events_fed ON events (room_nid, room_seq) WHERE flags & 4 <> 0;
 CREATE INDEX events_gap ON events (room_nid, room_seq) WHERE flags & 2 <> 0;
 CREATE INDEX missing_prev_child ON missing_prev (child_nid);
 CREATE INDEX waiting_pdus_order ON waiting_pdus (room_nid, origin, number);
--- Of a room, what is no event: for whoever deletes all that belongs to the room.
-CREATE INDEX stream_other_rooms ON stream (room_nid) WHERE kind <> 1 AND room_nid IS NOT NULL;
 
 DROP INDEX stream_user;
 -- Whoever sends an event first must not keep it from others who know what it builds on.
