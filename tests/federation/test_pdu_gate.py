@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,14 +13,24 @@ import pytest
 
 from homeserver.protocol.auth_events import AUTHORISER
 from homeserver.protocol.events import EventDraft, Pdu, build_pdu
-from homeserver.protocol.identifiers import EventId, RoomId, UserId
+from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId
 from homeserver.protocol.redaction import redact
-from homeserver.protocol.signing import SigningKey, VerifyKey, sign_event
+from homeserver.protocol.signing import ServerKeys, SigningKey, VerifyKey, sign_event
 from homeserver.protocol.strict_json import JsonObject
+from homeserver.services import pdu_gate
 from homeserver.services.pdu_gate import VERIFIED_HERE, PduGate, RefusedPdu
 from homeserver.services.signing_key_file import new_signing_key
 from storage.database import Database
-from tests.federation.peers import KEY_LIST, Authority, OurSide, Peer, json_answer, our_side, running_peer
+from tests.federation.peers import (
+    KEY_LIST,
+    Answer,
+    Authority,
+    OurSide,
+    Peer,
+    json_answer,
+    our_side,
+    running_peer,
+)
 from tests.federation.test_key_ring import HOUR_MS, answer_queries
 from tests.protocol.rooms import V12
 from tests.servers import MovableClock
@@ -214,6 +226,60 @@ async def test_all_keys_are_fetched_at_once_and_once(
 
     assert [isinstance(one, Pdu) for one in outcomes] == [True, False, True] * (2 * VERIFIED_HERE)
     assert asked == [1, 1, 1]
+
+
+async def test_who_pushes_events_waits_for_keys_only_so_long(
+    gate: PduGate, peer: Peer, notary: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was asked for events may take as long as it takes."""
+    answered = asyncio.Event()
+
+    async def slow() -> Answer:
+        await answered.wait()
+        return json_answer(notary.response())
+
+    notary.answers[KEY_LIST] = slow
+    events = [signed(unsigned(one), one) for one in (peer, notary)]
+    await verify(gate, events[0])
+    monkeypatch.setattr(pdu_gate, "PUSHED_PATIENCE_S", 0)
+    async with asyncio.timeout(20):
+        pushed = await verify(gate, *events)
+    async with asyncio.TaskGroup() as tasks:
+        asked_for = tasks.create_task(gate.verify(V12, events, pushed=False))
+        await asyncio.sleep(0)
+        answered.set()
+
+    assert [isinstance(one, Pdu) for one in pushed] == [True, False]
+    assert [isinstance(one, Pdu) for one in asked_for.result()] == [True, True]
+
+
+class CountedAnswers:
+    """A key ring that finds nothing, and how many servers it was asked for at once."""
+
+    def __init__(self) -> None:
+        self.asked: set[ServerName] = set()
+        self.running = self.most = 0
+
+    async def keys_for(self, server_name: ServerName, *_: object) -> ServerKeys:
+        self.asked.add(server_name)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        return {}
+
+
+async def test_only_so_many_servers_are_asked_for_keys_at_once(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pdu_gate, "SERVERS_AT_ONCE", 3)
+    ring: Any = CountedAnswers()
+    names = {ServerName(f"{number}.test") for number in range(10)}
+    events = [signed(unsigned(replace(peer, name=name)), replace(peer, name=name)) for name in names]
+    outcomes = await PduGate(ring).verify(V12, events, pushed=False)
+
+    assert all(isinstance(outcome, RefusedPdu) for outcome in outcomes)
+    assert (ring.asked, ring.most) == (names, 3)
 
 
 async def test_nobody_is_asked_for_the_keys_of_what_is_not_signed(gate: PduGate, peer: Peer) -> None:
