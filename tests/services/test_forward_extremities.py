@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -209,6 +210,21 @@ async def test_only_who_may_speak_sends_it(database: Database, database_url: str
             await fork(room, MAX_PREV_EVENTS + 5)
             assert dummies(room) == []
             assert await count_extremities(room) > MAX_PREV_EVENTS
+
+
+async def test_where_nobody_may_speak_it_is_not_tried_for_each_event(
+    database: Database, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with open_incoming(database_url) as store:
+        room = await ForkedRoom.new(store, room_version="11")
+        levels = {"users": {store.alice.user_id: 0}, "events": {DUMMY_TYPE: 50}}
+        draft = EventDraft("m.room.power_levels", levels, "")
+        await store.store.room_events.set_state(store.alice, room.room_id, draft)
+        await fork(room, MAX_PREV_EVENTS + 5)
+        assert await count_extremities(room) == MAX_PREV_EVENTS + 5
+        tried = f"nobody here may bring the forks of room {room.room_id} together"
+        assert caplog.messages.count(tried) == 1
 
 
 async def test_such_events_of_other_servers_are_not_shown_either(
