@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,11 @@ from homeserver.protocol.event_hashes import encode_event_id
 from homeserver.protocol.events import EventDraft, Pdu
 from homeserver.protocol.identifiers import UserId
 from homeserver.services.outliers import Outliers
-from storage import stored_places
+from storage import outliers, stored_places
 from storage.auth_graphs import AuthGraphs
 from storage.database import Database
 from storage.room_heads import RoomRef
+from tests.services.forked_rooms import ForkedRoom
 from tests.services.incoming import IncomingStore, open_incoming
 from tests.services.test_incoming_events import OTHER_SERVER, Author, shared_room
 from tests.storage.stores import now_ms
@@ -48,12 +50,12 @@ async def test_an_event_that_is_fetched_meanwhile_gets_its_place(
 ) -> None:
     async with open_incoming(database_url) as store:
         ref, pdu = await room_with_bob(store)
-        outliers = Outliers(store.database, store.store.dictionaries, now_ms)
+        fetched = Outliers(store.database, store.store.dictionaries, now_ms)
         load = stored_places.load
 
         async def load_and_be_overtaken(*args: object) -> dict[object, object]:
             found = await load(*args)  # type: ignore[arg-type]
-            await outliers.store(ref, [pdu])
+            await fetched.store(ref, [pdu])
             return found  # type: ignore[return-value]
 
         with monkeypatch.context() as patch:
@@ -88,6 +90,39 @@ async def test_an_event_that_is_stored_at_the_same_moment_gets_its_place(
                 await asyncio.sleep(0.01)
 
         assert await has_place(store, ref, pdu)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 500])
+async def test_what_names_an_event_that_was_fetched_meanwhile_gets_to_know_its_number(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    async with open_incoming(database_url) as store:
+        room = await ForkedRoom.new(store)
+        levels = {"users": room.creator_level()}
+        first = room.build(store.alice.user_id, "m.room.power_levels", levels, "")
+        room.hear(first)
+        second = room.build(store.alice.user_id, "m.room.topic", {"topic": "tea"}, "")
+        assert first.event_id in second.auth_events
+        services = [Outliers(store.database, store.store.dictionaries, now_ms) for _ in range(2)]
+        bodies = stored_places.bodies
+
+        async def load_and_be_overtaken(*args: Any) -> Any:
+            found = await bodies(*args)
+            patch.undo()
+            await services[1].store(room.ref, [first])
+            return found
+
+        monkeypatch.setattr(outliers, "ROWS_AT_ONCE", rows_at_once)
+        with monkeypatch.context() as patch:
+            patch.setattr(stored_places, "bodies", load_and_be_overtaken)
+            await services[0].store(room.ref, [first, second])
+
+        async with store.database.connection() as tx:
+            places = await stored_places.load(tx, room.ref.nid, [*second.auth_events, second.event_id])
+            auth = await tx.fetchval(
+                "SELECT auth FROM events WHERE nid = $1", places.pop(second.event_id).nid
+            )
+        assert set(auth) == {place.nid for place in places.values()}
 
 
 async def blocked_sessions(database: Database) -> int:
