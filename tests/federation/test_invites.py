@@ -19,11 +19,12 @@ from homeserver.protocol.room_versions import room_version
 from homeserver.protocol.server_key_responses import parse_key_response
 from homeserver.protocol.signing import verify_signed_json
 from homeserver.protocol.stripped_state import MAX_ENTRIES
+from storage import oob_memberships
 from storage.event_flags import EventFlag
 from tests.client_api.rooms import new_room, room_path, set_state
 from tests.clients import Client, Response
 from tests.federation.homeservers import ask, name_of, new_word
-from tests.federation.peers import Asked, Peer, json_answer
+from tests.federation.peers import KEY_LIST, Asked, Peer, json_answer
 from tests.federation.played_rooms import V1, V2, PlayedRoom, send, user_of
 from tests.servers import RunningServer, StartServer, unique_name
 
@@ -813,6 +814,40 @@ async def test_the_inviter_withdraws_an_invite(
     assert (await alice.sync())["rooms"] == {}
     assert left(await alice.sync(filter=WITH_LEFT_ROOMS), room)
     assert room.requests("make_leave") == []
+
+
+async def test_an_invite_is_not_withdrawn_with_another_that_came_meanwhile(
+    here: RunningServer, peer: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tea, milk = user_of(peer, "tea"), user_of(peer, "milk")
+    room = PlayedRoom.new([peer], members=[tea, milk])
+    room.event(tea, "m.room.power_levels", {"users": {milk: 100}}, "")
+    await room.invite(here, tea, alice.user_id)
+    kick = room.event(tea, "m.room.member", {"membership": "leave"}, alice.user_id)
+    standing = oob_memberships.standing
+
+    async def be_overtaken(*args: Any) -> Any:
+        found = await standing(*args)
+        monkeypatch.undo()
+        await room.invite(here, milk, alice.user_id)
+        return found
+
+    monkeypatch.setattr(oob_memberships, "standing", be_overtaken)
+    assert (await send(here, peer, [kick])).status == 200
+
+    assert invited(await alice.sync(), room)[-1]["sender"] == milk
+
+
+async def test_of_rooms_that_we_are_not_in_nothing_else_is_looked_at(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client
+) -> None:
+    tea, milk = user_of(peer, "tea"), user_of(notary, "milk")
+    room = PlayedRoom.new([peer, notary], members=[tea, milk])
+    await room.invite(here, tea, alice.user_id)
+    said = room.event(milk, "m.room.message", {"body": "milk"})
+
+    assert (await send(here, peer, [said])).body == {"pdus": {}}
+    assert notary.asked(KEY_LIST) == 0
 
 
 async def test_nobody_but_the_inviter_withdraws_an_invite(

@@ -17,6 +17,7 @@ from tests.clients import Client, Response
 from tests.federation.homeservers import ask, name_of
 from tests.federation.peers import OurSide, Peer
 from tests.federation.played_rooms import V1, V2, PlayedRoom, user_of
+from tests.federation.played_rooms import send as send_transaction
 from tests.federation.room_answers import accept_invites
 from tests.servers import RunningServer, unique_name
 
@@ -227,6 +228,26 @@ async def test_a_join_that_is_not_allowed_any_more_is_not_stored(
     assert (await send(here, peer, "join", pdu)).error == FORBIDDEN
     assert (await send(here, peer, "join", pdu)).error == FORBIDDEN
     assert await membership_of(alice, room_id, user_id) == "ban"
+
+
+@pytest.mark.invariant("SEC-AUTH-3")
+@MEMBERSHIPS
+async def test_sec_auth_3_what_was_refused_when_it_was_pushed_is_refused_again(
+    here: RunningServer, peer: Peer, alice: Client, membership: str
+) -> None:
+    room_id, user_id = await new_room(alice), user_of(peer, "bob")
+    if membership == "leave":
+        await send(here, peer, "join", await made(here, peer, "join", room_id, user_id))
+    pdu = await made(here, peer, membership, room_id, user_id)
+    await alice.post(room_path(room_id, "ban"), {"user_id": user_id})
+    assert (await send_transaction(here, peer, [pdu])).body == {"pdus": {pdu.event_id: {}}}
+    await alice.post(room_path(room_id, "unban"), {"user_id": user_id})
+    if membership == "leave":
+        await send(here, peer, "join", await made(here, peer, "join", room_id, user_id))
+    before = await membership_of(alice, room_id, user_id)
+
+    assert (await send(here, peer, membership, pdu)).error == FORBIDDEN
+    assert before == await membership_of(alice, room_id, user_id) != membership
 
 
 @pytest.mark.invariant("SEC-AUTH-2")
