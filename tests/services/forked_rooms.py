@@ -19,8 +19,8 @@ from storage.database import Transaction
 from storage.room_heads import RoomRef
 from storage.stream import StreamEvent
 from tests.services.incoming import IncomingStore
+from tests.services.syncing import INCARNATION, later
 from tests.services.test_incoming_events import Model
-from tests.services.test_sync import INCARNATION, later
 from tests.storage.stores import NOBODY
 
 OTHER_SERVER: Final = ServerName("other.test")

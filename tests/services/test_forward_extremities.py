@@ -24,8 +24,8 @@ from storage.event_flags import EventFlag
 from storage.stream import StreamEvent
 from tests.services.forked_rooms import OTHER_SERVER, ForkedRoom, flags_of, guest
 from tests.services.incoming import IncomingStore, open_incoming
+from tests.services.syncing import listening, new_sync
 from tests.services.test_incoming_events import check
-from tests.services.test_sync import listening, new_sync
 from tests.storage.stores import SERVER, now_ms
 
 LONG_S = 3600.0

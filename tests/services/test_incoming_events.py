@@ -31,7 +31,7 @@ from storage.packed_state import StateEntries
 from storage.room_heads import RoomRef
 from storage.room_state import StateAt
 from tests.services.incoming import IncomingStore, open_incoming
-from tests.services.test_sync import listening, new_sync
+from tests.services.syncing import listening, new_sync
 
 State = Mapping[StateKey, EventId]
 

@@ -22,7 +22,7 @@ from storage.database import Database
 from storage.memberships import Membership
 from tests.services.forked_rooms import FIRST_TS, ForkedRoom, guest
 from tests.services.incoming import IncomingStore, open_incoming
-from tests.services.test_sync import listening, new_sync
+from tests.services.syncing import listening, new_sync
 from tests.storage.stores import open_store
 
 EVERYTHING = {"room": {"timeline": {"limit": 1000}, "include_leave": True}}

@@ -27,7 +27,7 @@ from storage.outliers import Outlier
 from storage.room_heads import RoomHead
 from tests.services.forked_rooms import OTHER_SERVER, ForkedRoom, flags_of, guest
 from tests.services.incoming import IncomingStore, open_incoming
-from tests.services.test_sync import listening, new_sync
+from tests.services.syncing import listening, new_sync
 from tests.storage.stores import open_store
 
 BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])

@@ -19,7 +19,7 @@ from storage.database import Database
 from storage.event_flags import EventFlag
 from tests.services.forked_rooms import ForkedRoom, flags_of, guest
 from tests.services.incoming import IncomingStore, open_incoming
-from tests.services.test_sync import new_sync
+from tests.services.syncing import new_sync
 from tests.storage.stores import now_ms
 
 BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,44 +23,18 @@ from homeserver.protocol.filters import parse_filter
 from homeserver.protocol.identifiers import EventId, RoomId
 from homeserver.services.access_tokens import Requester
 from homeserver.services.client_events import ClientEvents
-from homeserver.services.notifier import Notifier
-from homeserver.services.recent_events import RecentEvents
 from homeserver.services.room_history import PageRequest, RoomHistory
 from homeserver.services.room_visibility import RoomVisibility
 from homeserver.services.sync import Sync, SyncRequest
-from homeserver.services.sync_sections import SyncSections
 from storage import room_timeline, sync_reads
 from storage.database import Database
 from storage.event_flags import EventFlag
 from storage.events import event_ids_of
 from storage.sync_reads import TimelineEntry
+from tests.services.syncing import INCARNATION, asking, later, listening, new_sync
 from tests.storage.stores import NOBODY, Store, open_store
 
-LATER_MS = 4_000_000_000_000
-INCARNATION = "test"
 Key = tuple[str, str]
-
-
-def later() -> int:
-    return LATER_MS
-
-
-def new_sync(store: Store, budget_bytes: int = 1 << 25) -> Sync:
-    """What answers /sync in a process that has just started."""
-    recent = RecentEvents(store.stream.position, budget_bytes)
-    notifier = Notifier(store.database, store.stream)
-    sections = SyncSections(store.database, recent, RoomVisibility())
-    return Sync(notifier, recent, store.stream, sections, INCARNATION, later)
-
-
-def listening(store: Store, sync: Sync) -> Sync:
-    for listener in (sync.recent.add, sync.sections.listen, sync.notifier.listen):
-        store.stream.listen(listener)
-    return sync
-
-
-asking: ContextVar[bool] = ContextVar("asking", default=False)
-"""Whether the current task asks what is measured; servers of other tests use the database meanwhile."""
 
 
 @dataclass

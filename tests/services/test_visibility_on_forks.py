@@ -21,7 +21,7 @@ from homeserver.services.sync import Sync, SyncRequest
 from storage.database import Database
 from tests.services.forked_rooms import ForkedRoom, guest
 from tests.services.incoming import IncomingStore, open_incoming
-from tests.services.test_sync import asking, listening, new_sync
+from tests.services.syncing import asking, listening, new_sync
 
 EVERYTHING = parse_filter({"room": {"timeline": {"limit": 1000}, "include_leave": True}})
 
