@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from homeserver.protocol.auth_events import AUTHORISER, CREATE, JOIN_RULES
 from homeserver.protocol.identifiers import EventId
@@ -13,6 +13,7 @@ from homeserver.protocol.strict_json import JsonObject
 from tests.federation.peers import SEND, Answer, Asked, Peer, error_answer, json_answer
 
 if TYPE_CHECKING:
+    from homeserver.protocol.events import Pdu
     from tests.federation.played_rooms import PlayedRoom
 
 INVITE: Final = "/_matrix/federation/v2/invite/{room_id}/{event_id}"
@@ -33,6 +34,19 @@ def accept_invites(peer: Peer) -> list[JsonObject]:
 def _co_signed(asked: Asked) -> JsonObject:
     version = room_version(asked.content["room_version"])
     return sign_event(version, asked.content["event"], asked.peer.name, asked.peer.keys[0])
+
+
+def answer_to_join(room: PlayedRoom, join: Pdu, **changes: Any) -> Answer:
+    """What a peer says when it has taken a join, but for some changes; None leaves something out."""
+    state = [room.events[event_id] for event_id in room.before[join.event_id].values()]
+    chain = [event for event in room.events.values() if event.state_key is not None and event is not join]
+    answer: JsonObject = {
+        "state": [event.json for event in state],
+        "auth_chain": [event.json for event in chain],
+        "event": join.json,
+        "members_omitted": False,
+    }
+    return json_answer({key: value for key, value in {**answer, **changes}.items() if value is not None})
 
 
 def _send(room: PlayedRoom, asked: Asked) -> None:

@@ -11,9 +11,9 @@ from homeserver.errors import Unavailable
 from storage import outliers
 from tests.clients import Client
 from tests.federation.homeservers import ask
+from tests.federation.joined_rooms import join_by, joined
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import V1, PlayedRoom, user_of
-from tests.federation.test_remote_joins import join_by, joined
 from tests.servers import RunningServer
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from tests.client_api.rooms import room_path
 from tests.clients import Client
+from tests.federation.joined_rooms import comes, join_by, joined, members
 from tests.federation.peers import Answer, Asked, Peer, error_answer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
-from tests.federation.test_gaps import until
-from tests.federation.test_remote_joins import answer_of, comes, join_by, joined, members
+from tests.federation.room_answers import answer_to_join
+from tests.federation.waiting import until
 from tests.servers import RunningServer, unique_name
 
 FETCHING = ("get_missing_events", "state_ids", "state", "event", "event_auth")
@@ -47,7 +48,7 @@ async def test_events_that_come_while_a_room_is_joined_again_wait(
         message = room.event(user_of(peer, "tea"), "m.room.message", {"body": "welcome back"})
         assert (await send(here, peer, [message])).body == {"pdus": {message.event_id: {}}}
         placed_early.extend(room.requests("get_missing_events"))
-        return answer_of(room, join)
+        return answer_to_join(room, join)
 
     room.answers["send_join"] = early
     if not gives_events:

@@ -17,10 +17,10 @@ from homeserver.services import incoming_events, missing_events
 from homeserver.services.gap_filling import SERVERS_TO_ASK
 from homeserver.services.missing_events import EVENTS_AT_ONCE, MAX_ROUNDS, MAX_SERVERS
 from tests.clients import Client
+from tests.federation.joined_rooms import is_shown, join_by, joined
 from tests.federation.peers import Answer, Asked, Authority, Peer, error_answer, json_answer, running_peer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
-from tests.federation.test_gaps import given_up, is_shown, until, until_said
-from tests.federation.test_remote_joins import join_by, joined
+from tests.federation.waiting import given_up, until, until_said
 from tests.servers import MovableClock, RunningServer
 
 STREAM_LOCK: Final = 7810776

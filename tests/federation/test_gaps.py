@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import pytest
 
-from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId
-from tests.client_api.rooms import room_path
 from tests.clients import Client
+from tests.federation.joined_rooms import bodies, is_shown, joined, state_of
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
-from tests.federation.test_remote_joins import bodies, joined, state_of
+from tests.federation.waiting import given_up, until, until_said
 from tests.servers import RunningServer
 
 BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 
 
-async def until(condition: Any, limit_s: float = 20) -> Any:
-    """Ask again and again until the answer is not false."""
-    async with asyncio.timeout(limit_s):
-        while not (found := await condition()):
-            await asyncio.sleep(0.02)
-    return found
-
-
-async def until_said(client: Client, room: PlayedRoom, *texts: str) -> None:
-    """Wait until a client can read some texts in a room."""
-
-    async def has_come() -> bool:
-        return set(texts) <= set(await bodies(client, room))
-
-    await until(has_come)
-
-
-async def given_up(server: RunningServer, room: PlayedRoom) -> bool:
-    """Whether no event of a room waits any more."""
-    async with server.services.room_history.database.connection() as tx:
-        query = "SELECT count(*) FROM waiting_pdus JOIN rooms ON nid = room_nid WHERE room_id = $1"
-        return bool(await tx.fetchval(query, room.room_id) == 0)
-
-
 async def has_got(peer: Peer, room: PlayedRoom, event_id: str) -> bool:
     return any(pdu.event_id == event_id for pdu in room.sent_to(peer))
-
-
-async def is_shown(client: Client, room: PlayedRoom, event: Pdu) -> bool:
-    return (await client.get(room_path(room.room_id, "event", event.event_id))).status == 200
 
 
 @BOTH_VERSIONS

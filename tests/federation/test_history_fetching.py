@@ -22,6 +22,7 @@ from tests.client_api.rooms import join, room_path
 from tests.clients import Client
 from tests.federation.history_requests import backfill_uri, event_uri, get, ids_of, state_uri
 from tests.federation.homeservers import federation_settings
+from tests.federation.joined_rooms import is_shown, join_by, joined, state_of
 from tests.federation.peers import (
     Answer,
     Asked,
@@ -33,8 +34,7 @@ from tests.federation.peers import (
 )
 from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.room_answers import ENDPOINTS
-from tests.federation.test_gaps import is_shown, until
-from tests.federation.test_remote_joins import join_by, joined, state_of
+from tests.federation.waiting import until
 from tests.servers import MovableClock, RunningServer, StartServer, running_server, unique_name
 
 BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])

@@ -9,10 +9,10 @@ import pytest
 from homeserver.protocol.room_versions import room_version
 from homeserver.services import incoming_events
 from tests.clients import Client
+from tests.federation.joined_rooms import is_shown, joined, state_of
 from tests.federation.peers import Answer, Asked, Peer, json_answer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
-from tests.federation.test_gaps import given_up, is_shown, until, until_said
-from tests.federation.test_remote_joins import joined, state_of
+from tests.federation.waiting import given_up, until, until_said
 from tests.servers import RunningServer
 
 

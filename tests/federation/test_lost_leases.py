@@ -13,10 +13,10 @@ from storage import outliers, room_imports
 from storage.persister import Persister
 from storage.room_imports import Lease, PendingJoin
 from tests.clients import Client
+from tests.federation.joined_rooms import join_by, joined, members, state_of
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import PlayedRoom, user_of
 from tests.federation.test_coming_back import leave, until_known
-from tests.federation.test_remote_joins import join_by, joined, members, state_of
 from tests.servers import RunningServer
 
 STEPS = [

@@ -14,7 +14,7 @@ from tests.clients import Client
 from tests.federation.homeservers import name_of
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import PlayedRoom, user_of
-from tests.federation.test_gaps import until
+from tests.federation.waiting import until
 from tests.servers import RunningServer
 
 ODD_CONTENTS: Final[list[Any]] = [

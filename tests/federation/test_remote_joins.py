@@ -5,67 +5,28 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any, Final
-from urllib.parse import quote
 
 import pytest
 
 from homeserver.errors import Unavailable
 from homeserver.protocol.auth_events import AUTHORISER, CREATE
 from homeserver.protocol.event_hashes import decode_event_id
-from homeserver.protocol.events import Pdu
 from homeserver.protocol.signing import sign_event
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import remote_joins
 from storage.persister import Persister
 from tests.client_api.rooms import new_room, room_path
-from tests.clients import Client, Response
+from tests.clients import Client
 from tests.federation.homeservers import NOBODY_THERE, name_of, new_word
+from tests.federation.joined_rooms import bodies, comes, join_by, joined, members, state_of
 from tests.federation.peers import Answer, Asked, Peer, error_answer, json_answer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
+from tests.federation.room_answers import answer_to_join
 from tests.servers import RunningServer, unique_name
 
 BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 FORBIDDEN, NOT_FOUND, NO_ANSWER = (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND"), (502, "M_UNKNOWN")
 UNABLE: Final = {"grant": "M_UNABLE_TO_GRANT_JOIN", "authorise": "M_UNABLE_TO_AUTHORISE_JOIN"}
-
-
-async def join_by(client: Client, room_id: str, *via: str, **content: Any) -> Response:
-    query = "&".join(f"via={quote(name)}" for name in via)
-    return await client.post(f"/_matrix/client/v3/join/{quote(room_id)}?{query}", content)
-
-
-async def joined(client: Client, room: PlayedRoom, **content: Any) -> Pdu:
-    """A user joins a played room; the join as the peers know it."""
-    answer = await join_by(client, room.room_id, *(peer.name for peer in room.peers), **content)
-    assert answer.status == 200, answer.body
-    return room.events[room.state["m.room.member", client.user_id]]
-
-
-async def members(client: Client, room: PlayedRoom) -> set[str]:
-    answer = await client.get(room_path(room.room_id, "joined_members"))
-    return set(answer.body["joined"]) if answer.status == 200 else set()
-
-
-async def state_of(client: Client, room: PlayedRoom, event_type: str, state_key: str = "") -> Any:
-    answer = await client.get(room_path(room.room_id, "state", event_type, state_key))
-    return answer.body if answer.status == 200 else None
-
-
-async def bodies(client: Client, room: PlayedRoom) -> list[Any]:
-    """The newest texts in a room, the oldest first."""
-    answer = await client.get(room_path(room.room_id, "messages"), {"dir": "b", "limit": "50"})
-    return [
-        event["content"].get("body") for event in reversed(answer.body["chunk"]) if "body" in event["content"]
-    ]
-
-
-async def comes(client: Client, room: PlayedRoom, text: str) -> bool:
-    """Whether a text comes into a room before long."""
-    for _ in range(200):
-        if text in await bodies(client, room):
-            return True
-        await asyncio.sleep(0.02)
-    return False
 
 
 # -- what becomes of a join
@@ -144,7 +105,7 @@ async def test_events_that_come_before_the_join_is_stored_wait_for_it(
         join = room.add(room.parsed(asked.content))
         message = room.event(user_of(peer, "tea"), "m.room.message", {"body": "welcome"})
         assert (await send(here, peer, [message])).body == {"pdus": {message.event_id: {}}}
-        return answer_of(room, join)
+        return answer_to_join(room, join)
 
     room.answers["send_join"] = early
     await joined(alice, room)
@@ -329,7 +290,7 @@ async def test_sec_sign_2_a_join_that_is_not_signed_by_who_lets_us_in_is_none(
             "bad signature": {**event, "signatures": {peer.name: {peer.keys[0].key_id: "A" * 86}}},
             "other event": room.events[room.state[CREATE]].json,
         }[fault]
-        return answer_of(room, join, event=given)
+        return answer_to_join(room, join, event=given)
 
     room.answers["send_join"] = answer
 
@@ -346,7 +307,7 @@ async def test_of_what_comes_back_for_the_join_only_the_signature_is_taken(
         signed = sign_event(room.version, asked.content, peer.name, peer.keys[0])
         join = room.add(room.parsed(signed))
         altered = {**signed, "content": {**signed["content"], "displayname": "Mallory"}}
-        return answer_of(room, join, event={**altered, "unsigned": {"age": 5}, "redacts": "$x"})
+        return answer_to_join(room, join, event={**altered, "unsigned": {"age": 5}, "redacts": "$x"})
 
     room.answers["send_join"] = answer
     join = await joined(alice, room, reason="thirsty")
@@ -415,19 +376,6 @@ async def test_a_join_that_others_take_but_our_rules_refuse_is_none(
 
 
 # -- what other servers answer
-
-
-def answer_of(room: PlayedRoom, join: Pdu, **changes: Any) -> Answer:
-    """What a peer says when it has taken a join, but for some changes."""
-    state = [room.events[event_id] for event_id in room.before[join.event_id].values()]
-    chain = [event for event in room.events.values() if event.state_key is not None and event is not join]
-    answer: JsonObject = {
-        "state": [event.json for event in state],
-        "auth_chain": [event.json for event in chain],
-        "event": join.json,
-        "members_omitted": False,
-    }
-    return json_answer({key: value for key, value in {**answer, **changes}.items() if value is not None})
 
 
 @pytest.mark.invariant("SEC-SIGN-1")
@@ -638,7 +586,7 @@ async def test_events_that_do_not_hold_are_left_out(
         join = room.add(room.parsed(asked.content))
         events = [event.json for event in room.events.values() if event.state_key is not None]
         events = [event for event in events if event not in (zoes.json, join.json)] + [bad]
-        return answer_of(room, join, state=[*events, by_zoe.json], auth_chain=events)
+        return answer_to_join(room, join, state=[*events, by_zoe.json], auth_chain=events)
 
     room.answers["send_join"] = answer
     await joined(alice, room)
@@ -691,7 +639,7 @@ async def test_an_answer_that_does_not_let_us_in_is_none(
             "no chain": {"auth_chain": {}},
             "empty": {"state": [], "auth_chain": []},
         }
-        return answer_of(room, join, **changes[fault])
+        return answer_to_join(room, join, **changes[fault])
 
     room.answers["send_join"] = answer
 
@@ -717,7 +665,7 @@ async def test_an_event_that_was_rejected_before_does_not_come_in_with_a_state(
     def answer(asked: Asked) -> Answer:
         join = room.add(room.parsed(asked.content))
         state = [room.events[event_id].json for event_id in room.before[join.event_id].values()]
-        return answer_of(room, join, state=[*state, forged.json])
+        return answer_to_join(room, join, state=[*state, forged.json])
 
     room.answers["send_join"] = answer
     await joined(alice, room)

@@ -18,10 +18,10 @@ from storage.event_batch import EventBatch, NewEvent
 from storage.room_heads import RoomHead, RoomRef
 from tests.clients import Client, Response
 from tests.federation.homeservers import ask
+from tests.federation.joined_rooms import is_shown, joined, state_of
 from tests.federation.peers import KEY_LIST, Peer
 from tests.federation.played_rooms import V1, PlayedRoom, send, user_of
-from tests.federation.test_gaps import given_up, is_shown, until, until_said
-from tests.federation.test_remote_joins import joined, state_of
+from tests.federation.waiting import given_up, until, until_said
 from tests.servers import RunningServer
 
 BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
