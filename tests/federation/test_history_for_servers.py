@@ -33,7 +33,7 @@ from tests.federation.history_requests import (
 from tests.federation.homeservers import ask, name_of, new_word
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import user_of
-from tests.federation.shared_rooms import new_shared_room, put_fork, say, text
+from tests.federation.rooms_with_guests import new_shared_room, put_fork, say, text
 from tests.servers import RunningServer, StartServer, unique_name
 
 FORBIDDEN, NOT_FOUND = (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND")

@@ -35,7 +35,7 @@ from tests.federation.history_requests import (
 )
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import user_of
-from tests.federation.shared_rooms import SharedRoom, new_shared_room, put_fork, say
+from tests.federation.rooms_with_guests import SharedRoom, new_shared_room, put_fork, say
 from tests.servers import RunningServer
 
 UNKNOWN_EVENT = "$" + "a" * 43
