@@ -10,7 +10,7 @@ from uuid import uuid4
 from homeserver.protocol.auth_events import select_auth_events
 from homeserver.protocol.event_hashes import encode_event_id
 from homeserver.protocol.events import EventDraft, Pdu, build_pdu
-from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId
+from homeserver.protocol.identifiers import EventId, RoomId, UserId
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.room_history import RoomHistory
 from homeserver.services.room_state import RoomState
@@ -19,11 +19,10 @@ from storage.database import Transaction
 from storage.room_heads import RoomRef
 from storage.stream import StreamEvent
 from tests.services.incoming import IncomingStore
+from tests.services.room_models import OTHER_SERVER, Model
 from tests.services.syncing import INCARNATION, later
-from tests.services.test_incoming_events import Model
 from tests.storage.stores import NOBODY
 
-OTHER_SERVER: Final = ServerName("other.test")
 FIRST_TS: Final = 1_700_000_000_000
 
 

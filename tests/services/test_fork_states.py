@@ -14,8 +14,9 @@ from storage.database import Database
 from storage.nids import NidBlocks
 from storage.outliers import Outlier
 from storage.packed_state import REMOVED, StateEntries
-from tests.services.forked_rooms import OTHER_SERVER, ForkedRoom, guest
+from tests.services.forked_rooms import ForkedRoom, guest
 from tests.services.incoming import IncomingStore, open_incoming
+from tests.services.room_models import OTHER_SERVER
 from tests.storage.stores import now_ms
 
 

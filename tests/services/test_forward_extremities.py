@@ -22,10 +22,10 @@ from storage.database import Database
 from storage.event_batch import DUMMY_TYPE
 from storage.event_flags import EventFlag
 from storage.stream import StreamEvent
-from tests.services.forked_rooms import OTHER_SERVER, ForkedRoom, flags_of, guest
+from tests.services.forked_rooms import ForkedRoom, flags_of, guest
 from tests.services.incoming import IncomingStore, open_incoming
+from tests.services.room_models import OTHER_SERVER, check
 from tests.services.syncing import listening, new_sync
-from tests.services.test_incoming_events import check
 from tests.storage.stores import SERVER, now_ms
 
 LONG_S = 3600.0

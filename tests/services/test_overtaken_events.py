@@ -18,7 +18,7 @@ from storage.database import Database
 from storage.room_heads import RoomRef
 from tests.services.forked_rooms import ForkedRoom
 from tests.services.incoming import IncomingStore, open_incoming
-from tests.services.test_incoming_events import OTHER_SERVER, Author, shared_room
+from tests.services.room_models import OTHER_SERVER, Author, shared_room
 from tests.storage.stores import now_ms
 
 BOB = UserId(f"@bob:{OTHER_SERVER}")

@@ -25,8 +25,9 @@ from storage.database import Database
 from storage.event_flags import EventFlag
 from storage.outliers import Outlier
 from storage.room_heads import RoomHead
-from tests.services.forked_rooms import OTHER_SERVER, ForkedRoom, flags_of, guest
+from tests.services.forked_rooms import ForkedRoom, flags_of, guest
 from tests.services.incoming import IncomingStore, open_incoming
+from tests.services.room_models import OTHER_SERVER
 from tests.services.syncing import listening, new_sync
 from tests.storage.stores import open_store
 
