@@ -15,12 +15,12 @@ from homeserver.services.event_intake import Blocked, EventIntake
 from homeserver.services.incoming_events import MAX_GAPS_OF_SERVER
 from storage.room_heads import RoomRef
 from tests.clients import Client
+from tests.federation.joined_rooms import join_by, joined
 from tests.federation.peers import Answer, Asked, Peer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
-from tests.federation.room_answers import ENDPOINTS
+from tests.federation.room_answers import ENDPOINTS, answer_to_join
 from tests.federation.test_contention import silent, text, with_gap
-from tests.federation.test_gaps import given_up, is_shown, until, until_said
-from tests.federation.test_remote_joins import answer_of, join_by, joined
+from tests.federation.waiting import given_up, is_shown, until, until_said
 from tests.servers import RunningServer
 
 
@@ -190,7 +190,7 @@ async def test_sec_fed_3_the_acl_holds_for_what_came_during_the_join(
         pushed.append(room.event(tea, "m.room.message", text("allowed"), prev=[join]))
         await send(here, notary, pushed[:1])
         await send(here, peer, pushed[1:])
-        return answer_of(room, join)
+        return answer_to_join(room, join)
 
     room.answers["send_join"] = early
     assert (await join_by(alice, room.room_id, peer.name)).status == 200
