@@ -15,12 +15,12 @@ from homeserver.services.event_intake import Blocked, EventIntake
 from homeserver.services.incoming_events import MAX_GAPS_OF_SERVER
 from storage.room_heads import RoomRef
 from tests.clients import Client
-from tests.federation.joined_rooms import join_by, joined
+from tests.federation.joined_rooms import is_shown, join_by, joined
 from tests.federation.peers import Answer, Asked, Peer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.room_answers import ENDPOINTS, answer_to_join
 from tests.federation.test_contention import silent, text, with_gap
-from tests.federation.waiting import given_up, is_shown, until, until_said
+from tests.federation.waiting import given_up, until, until_said
 from tests.servers import RunningServer
 
 
