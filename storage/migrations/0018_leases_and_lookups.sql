@@ -139,6 +139,7 @@ DECLARE
     bad bigint[] := '{}';
     more bigint[];
     placed int;
+    e_pos bigint[];
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'persist needs READ COMMITTED';
@@ -258,11 +259,13 @@ BEGIN
         WHERE events.nid = ANY (e_nid) AND events.state_delta = c.id AND stored.id <> c.id;
     END IF;
 
+    -- The positions are kept: with no statistics, or old ones, they would be looked for in all of a room.
+    e_pos := ARRAY(
+        SELECT CASE WHEN e.seq IS NOT NULL AND e.room <> ALL (bad) THEN nextval('pos_seq') END
+        FROM unnest(e_room, e_seq) WITH ORDINALITY AS e(room, seq, i) ORDER BY e.i);
     INSERT INTO stream (pos, kind, room_nid, room_seq, ref)
-    SELECT nextval('pos_seq'), 1, e.room, e.seq, e.nid
-    FROM unnest(e_room, e_seq, e_nid) WITH ORDINALITY AS e(room, seq, nid, i)
-    WHERE e.seq IS NOT NULL AND e.room <> ALL (bad)
-    ORDER BY e.i;
+    SELECT e.pos, 1, e.room, e.seq, e.nid
+    FROM unnest(e_pos, e_room, e_seq, e_nid) AS e(pos, room, seq, nid) WHERE e.pos IS NOT NULL;
     GET DIAGNOSTICS placed = ROW_COUNT;
     IF placed > 0 THEN
         kind := 0;
@@ -280,8 +283,7 @@ BEGIN
 
     IF cardinality(m_user) > 0 THEN
         INSERT INTO memberships (user_nid, room_nid, server_nid, membership, event_nid, pos)
-        SELECT m.user_nid, m.room, m.server, m.membership, m.event,
-               (SELECT pos FROM stream AS s WHERE s.kind = 1 AND s.room_nid = m.room AND s.room_seq = e_seq[m.index])
+        SELECT m.user_nid, m.room, m.server, m.membership, m.event, e_pos[m.index]
         FROM unnest(m_user, m_room, m_server, m_membership, m_event, m_index)
              AS m(user_nid, room, server, membership, event, index)
         WHERE m.room <> ALL (bad)
@@ -302,9 +304,7 @@ BEGIN
     END IF;
     IF cardinality(l_room) > 0 THEN
         UPDATE room_servers AS open
-        SET to_seq = e_seq[l.index],
-            to_pos = (SELECT pos FROM stream AS s
-                      WHERE s.kind = 1 AND s.room_nid = l.room AND s.room_seq = e_seq[l.index])
+        SET to_seq = e_seq[l.index], to_pos = e_pos[l.index]
         FROM unnest(l_room, l_server, l_index) AS l(room, server, index)
         WHERE open.room_nid = l.room AND open.server_nid = l.server AND open.to_seq IS NULL
           AND l.room <> ALL (bad) AND (  -- 1: join, the lowest
@@ -313,9 +313,7 @@ BEGIN
     END IF;
     IF cardinality(f_room) > 0 THEN
         INSERT INTO fed_extra (server_nid, pos, room_nid, event_nid)
-        SELECT f.server, (SELECT pos FROM stream AS s
-                          WHERE s.kind = 1 AND s.room_nid = f.room AND s.room_seq = e_seq[f.index]),
-               f.room, e_nid[f.index]
+        SELECT f.server, e_pos[f.index], f.room, e_nid[f.index]
         FROM unnest(f_room, f_server, f_index) AS f(room, server, index)
         WHERE f.room <> ALL (bad) AND (
             SELECT max(from_seq) FROM room_servers AS owed
