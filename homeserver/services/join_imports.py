@@ -119,7 +119,6 @@ class JoinImports:
         given = await asyncio.to_thread(GivenState.of, lists, outcomes)
         async with self.database.connection() as tx:
             known = await stored_places.bodies(tx, room, given.named())
-        known = {event_id: body for event_id, body in known.items() if not body.flags & EventFlag.UNCHECKED}
         return await asyncio.to_thread(check_joined_state, room.version, join, given, known)
 
     async def enter(self, room: RoomRef, join: Pdu, joined: JoinedState, lease: Lease) -> None:
