@@ -2,7 +2,8 @@
 
 All of it is written outside of the stream lock, in short chunks that commit by themselves: nobody looks at it
 before the join is published. What an attempt leaves that came to nothing is deleted by the next one, which
-takes the lease of the room: from then on the earlier one, should it still be at work, writes nothing more.
+takes the lease of the room: from then on the earlier one, should it still be at work, changes nothing of the
+room any more. Of what it still stores there are only outliers, which the later one may use.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from homeserver.services.clock import Clock
 from homeserver.services.joined_states import GivenState, JoinedState, TwoLists, check_joined_state
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
 from homeserver.services.state_snapshots import StateSnapshots
-from storage import outliers, room_imports, room_state, stored_places
+from storage import outliers, room_imports, room_state, shared_rooms, stored_places
 from storage.database import Database
 from storage.decisions import Decision, EventsStored, UnknownRoom
 from storage.dictionaries import Dictionaries
@@ -125,8 +125,8 @@ class JoinImports:
         """Store a room that this server is not in, and publish the join.
 
         What the state says of other users of ours is published with the join: it changes what they see.
-        Raises RoomIsHere where somebody else has joined meanwhile, Unavailable where the lease is lost, and
-        InvalidEvent where this server was in the room before, and it was made by another event then.
+        Raises RoomIsHere where this server has come into the room meanwhile, Unavailable where the lease is
+        lost, and InvalidEvent where it was in the room before, which was made by another event then.
         """
         try:
             create = await self.persister.consider(room.room_id, lambda head: head.event(*CREATE))
@@ -176,12 +176,12 @@ class JoinImports:
         numbers = await self._store_events(room, join, joined)
 
         async def publish() -> None:
-            head = await self.persister.newest_head(room.room_id)
+            head = await self.persister.newest_head(room.room_id)  # before it is asked whether we are there
             seq, extremities = head.seq, frozenset(one.event_id for one in head.extremities)
+            placed = replace(await self._place(room, join, numbers, lease), covers=extremities)
             marker = await self._marker(
                 room, join, seq, await self._changes_since(room, seq, joined, numbers)
             )
-            placed = replace(await self._place(room, join, numbers, lease), covers=extremities)
             await self.persister.append(room.room_id, _only_at(seq, [marker, placed], otherwise=_Moved))
 
         await _until_placed(publish)
@@ -234,13 +234,15 @@ class JoinImports:
     async def _place(self, room: RoomRef, join: Pdu, numbers: _Numbers, lease: Lease) -> Placed:
         """The place of the join: after a gap, for what came before it is not here.
 
-        Raises RoomIsHere where the join has its place already, and Unavailable where the lease is lost.
+        Raises RoomIsHere where this server is in the room by now, and Unavailable where the lease is lost.
         """
+        own_nid = await self.dictionaries.atoms.nid(self.server_name)
         async with self.database.connection() as tx:
+            shared = await shared_rooms.find_one(tx, room.room_id, own_nid)
             places = await stored_places.load(tx, room.nid, [join.event_id, *join.prev_events])
-        known = places.pop(join.event_id, None)
-        if known is not None and not known.is_outlier:
+        if shared is not None and shared.is_resident:
             raise RoomIsHere(room.room_id)
+        known = places.pop(join.event_id, None)
         await self._nids.reserve(1)
         nid = self._nids.take() if known is None else known.nid
         async with self.database.connection() as tx:

@@ -1,5 +1,5 @@
--- A lease has a number that no other one has. Whoever has lost it writes nothing more of the room: `persist` checks it
--- too, when the first event of the room is published.
+-- A lease has a number that no other one has. Whoever has lost it changes nothing of the room any more: `persist` checks
+-- it too, when our join is published, be it the first one or one that brings this server back.
 CREATE SEQUENCE room_join_leases;
 ALTER TABLE room_joins
     ADD COLUMN number bigint NOT NULL DEFAULT nextval('room_join_leases'),
@@ -174,10 +174,15 @@ BEGIN
             WHERE known.nid <> t.nid OR known.room_seq IS NOT NULL OR known.flags & 48 <> 0;
     END IF;
 
-    IF 0 = ANY (r_expected) THEN  -- rooms that are joined: nobody takes a lease before this is committed
+    -- Rooms that are entered, for the first time or again; then there is a marker (8: HIDDEN). Nobody takes a lease
+    -- before this is committed.
+    IF 0 = ANY (r_expected) OR EXISTS (SELECT FROM unnest(e_flags) AS flags WHERE flags & 8 <> 0) THEN
         SELECT array_agg(r.nid) INTO more FROM unnest(r_nid, r_expected) AS r(nid, expected)
-        WHERE r.expected = 0 AND r.nid <> ALL (bad) AND r.nid = ANY (e_room) AND NOT coalesce((
-            SELECT join_nid = ANY (e_nid) FROM room_joins WHERE room_nid = r.nid FOR SHARE), false);
+        WHERE r.nid <> ALL (bad) AND r.nid = ANY (e_room)
+          AND (r.expected = 0 OR EXISTS (
+              SELECT FROM unnest(e_room, e_flags) AS e(room, flags) WHERE e.room = r.nid AND e.flags & 8 <> 0))
+          AND NOT coalesce((
+              SELECT join_nid = ANY (e_nid) FROM room_joins WHERE room_nid = r.nid FOR SHARE), false);
         IF more IS NOT NULL THEN
             bad := bad || more;
             RETURN QUERY

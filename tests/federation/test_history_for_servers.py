@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from federation.outbound.signed_client import uri_of
+from homeserver.protocol.event_hashes import encode_event_id
 from homeserver.protocol.events import stored_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName
 from homeserver.protocol.room_versions import room_version
@@ -555,7 +556,10 @@ async def test_a_marker_that_only_carries_a_change_of_state_is_served_to_nobody(
 ) -> None:
     bob = user_of(peer, "bob")
     room = await new_shared_room(here, alice, peer, bob)
-    marker = await room.put(peer, bob, "org.example.marker", {}, flags=EventFlag.HIDDEN)
+    marker = await room.put(peer, bob, "org.example.marker", {})
+    async with room.database.connection() as tx:
+        query = "UPDATE events SET flags = flags | $2 WHERE event_id = $1"
+        await tx.execute(query, encode_event_id(marker.event_id), EventFlag.HIDDEN)
 
     assert (await ask(here, peer, event_uri(marker.event_id))).error == NOT_FOUND
     assert (await ask(here, peer, state_uri(room.room_id, marker.event_id))).error == NOT_FOUND

@@ -15,9 +15,9 @@ from storage.room_imports import Lease, PendingJoin
 from tests.clients import Client
 from tests.federation.joined_rooms import join_by, joined, members, state_of
 from tests.federation.peers import Peer
-from tests.federation.played_rooms import PlayedRoom, user_of
+from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.test_coming_back import leave, until_known
-from tests.servers import RunningServer
+from tests.servers import RunningServer, unique_name
 
 STEPS = [
     (outliers, "insert"),
@@ -91,17 +91,20 @@ async def test_who_has_lost_the_lease_of_a_room_stores_nothing_of_it(
     assert await members(alice, room) == {user_of(peer, "tea"), alice.user_id}
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"), [(outliers, "insert"), (Persister, "append")], ids=["insert", "append"]
+)
 async def test_who_has_lost_the_lease_does_not_bring_the_server_back_into_a_room(
-    here: RunningServer, peer: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch
+    here: RunningServer, peer: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
     room = PlayedRoom.new([peer])
     await joined(alice, room)
     await leave(alice, room)
     await until_known(room, alice, "leave")
-    stall = Stall(here, room, alice, outliers.insert)
+    stall = Stall(here, room, alice, getattr(owner, name))
     before = await stall.rows()
     with monkeypatch.context() as stalled:
-        stalled.setattr(outliers, "insert", stall.stalling())
+        stalled.setattr(owner, name, stall.stalling())
         late = await join_by(alice, room.room_id, peer.name)
     after = await stall.rows()
     await stall.end()
@@ -110,3 +113,39 @@ async def test_who_has_lost_the_lease_does_not_bring_the_server_back_into_a_room
     assert late.error == (503, "M_UNKNOWN")
     assert after == before
     assert await members(alice, room) == {user_of(peer, "tea"), alice.user_id}
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["at first", "coming back"])
+async def test_who_finds_the_server_in_the_room_when_all_is_done_leaves_the_room_as_it_is(
+    here: RunningServer, peer: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    room, tea = PlayedRoom.new([peer]), user_of(peer, "tea")
+    carol = await here.nobody.register(unique_name("carol"))
+    if is_known:
+        await joined(alice, room)
+        await leave(alice, room)
+        await until_known(room, alice, "leave")
+    append = Persister.append
+
+    async def overtaken(*arguments: Any, **options: Any) -> Any:
+        stalled.undo()
+        await let_the_lease_run_out(here, room)
+        with monkeypatch.context() as elsewhere:  # as in another process
+            elsewhere.setattr(here.services.remote_joins, "_running", {})
+            assert (await join_by(carol, room.room_id, peer.name)).status == 200
+        await send(here, peer, [room.event(tea, "m.room.topic", {"topic": "newer"}, "")])
+        return await append(*arguments, **options)
+
+    with monkeypatch.context() as stalled:
+        stalled.setattr(Persister, "append", overtaken)
+        late = await join_by(alice, room.room_id, peer.name)
+
+    assert late.status == 200
+    assert await state_of(alice, room, "m.room.topic") == {"topic": "newer"}
+    assert await members(alice, room) == {tea, carol.user_id, alice.user_id}
+
+
+async def let_the_lease_run_out(server: RunningServer, room: PlayedRoom) -> None:
+    async with server.services.room_directory.database.connection() as tx:
+        query = "UPDATE room_joins SET leased_until = 0 FROM rooms WHERE nid = room_nid AND room_id = $1"
+        await tx.execute(query, room.room_id)
