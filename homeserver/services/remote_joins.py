@@ -192,7 +192,8 @@ class RemoteJoins:
     async def _deliver(self, server_name: ServerName, left_at: int, limit_s: float) -> bool:
         """Let a server know all that we did before we left a room: only then it can tell what the room is.
 
-        False where it knew. Raises FederationError where it does not take it.
+        False where it knew, or is owed nothing, since it came later. Raises FederationError where it does not
+        take it.
         """
         if self._sending.has_got_all(server_name, left_at):
             return False
@@ -201,10 +202,18 @@ class RemoteJoins:
         return True
 
     async def _candidates(self, room_id: RoomId, servers: Iterable[str]) -> list[ServerName]:
-        """The servers to ask, in that order."""
-        named = [*servers, *creators_server(room_id)]
+        """The servers to ask, in that order.
+
+        Of a room that this server has left, those that were in it then know what we did: they come before the
+        one that made it, which may have come again since.
+        """
         return await servers_to_ask(
-            self._database, room_id, named, own=self._own.server_name, most=MAX_CANDIDATES
+            self._database,
+            room_id,
+            servers,
+            last=creators_server(room_id),
+            own=self._own.server_name,
+            most=MAX_CANDIDATES,
         )
 
     async def _template(

@@ -12,16 +12,22 @@ from storage.database import Database
 
 
 async def servers_to_ask(
-    database: Database, room_id: RoomId, named: Iterable[str], *, own: ServerName, most: int
+    database: Database,
+    room_id: RoomId,
+    named: Iterable[str],
+    *,
+    last: Iterable[str] = (),
+    own: ServerName,
+    most: int,
 ) -> list[ServerName]:
-    """Servers that may be in a room, the best first: those named, then those with the most members.
+    """Servers that may be in a room, the best first: those named, then those with the most members, `last`.
 
     Ours is never among them; what is no server name is left out.
     """
     async with database.connection() as tx:
         of_members = await memberships.servers_of(tx, room_id, most + 1)  # ours may be among them
     found: dict[ServerName, None] = {}
-    for name in (*named, *of_members):
+    for name in (*named, *of_members, *last):
         with suppress(InvalidIdentifier):
             found[parse_server_name(name)] = None
     found.pop(own, None)

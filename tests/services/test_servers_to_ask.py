@@ -26,11 +26,13 @@ async def test_those_that_are_named_come_first_then_those_with_the_most_members_
             await tx.execute(query, users, servers, room_id)
 
         async def asked(*named: str, most: int) -> list[str]:
-            return [*await servers_to_ask(database, room_id, named, own=SERVER, most=most)]
+            last = ["milk.test", "last.test", SERVER]
+            return [*await servers_to_ask(database, room_id, named, last=last, own=SERVER, most=most)]
 
         assert await asked(most=1) == ["tea.test"]
         assert await asked(most=2) == ["tea.test", "milk.test"]
-        assert await asked("milk.test", "no server", SERVER, "milk.test", most=9) == ["milk.test", "tea.test"]
+        found = await asked("milk.test", "no server", SERVER, "milk.test", most=9)
+        assert found == ["milk.test", "tea.test", "last.test"]
         assert await asked("a.test", "b.test", most=1) == ["a.test"]
 
 
