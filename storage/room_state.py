@@ -78,6 +78,26 @@ async def changed_between(
     return {(row["type_nid"], row["skey_nid"]): (row["before"], row["now"]) for row in rows}
 
 
+async def later_events(tx: Transaction, nids: Collection[int]) -> list[int]:
+    """The events that the trunk had for the keys of some events after these, as far as it ever had these."""
+    rows = await tx.fetch(
+        """
+        SELECT later.event_nid
+        FROM events AS given
+        CROSS JOIN LATERAL (
+            SELECT max(ver) AS ver FROM room_state_log AS log
+            WHERE log.room_nid = given.room_nid AND log.type_nid = given.type_nid
+              AND log.skey_nid = given.skey_nid AND log.event_nid = given.nid
+        ) AS last
+        JOIN room_state_log AS later ON later.room_nid = given.room_nid AND later.type_nid = given.type_nid
+         AND later.skey_nid = given.skey_nid AND later.ver > last.ver
+        WHERE given.nid = ANY($1::bigint[]) AND later.event_nid <> 0
+        """,
+        list(nids),
+    )
+    return [row["event_nid"] for row in rows]
+
+
 async def except_members(tx: Transaction, at: StateAt) -> StateEntries:
     """All state but the members."""
     rows = await tx.fetch(

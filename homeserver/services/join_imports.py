@@ -22,6 +22,7 @@ from homeserver.protocol.identifiers import EventId, RoomId, ServerName, server_
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.clock import Clock
 from homeserver.services.joined_states import GivenState, JoinedState, TwoLists, check_joined_state
+from homeserver.services.own_members import brought_in, check_up_to_date
 from homeserver.services.pdu_gate import PduGate, RefusedPdu
 from homeserver.services.state_snapshots import StateSnapshots
 from storage import outliers, room_imports, room_state, shared_rooms, stored_places
@@ -124,9 +125,10 @@ class JoinImports:
     async def enter(self, room: RoomRef, join: Pdu, joined: JoinedState, lease: Lease) -> None:
         """Store a room that this server is not in, and publish the join.
 
-        What the state says of other users of ours is published with the join: it changes what they see.
-        Raises RoomIsHere where this server has come into the room meanwhile, Unavailable where the lease is
-        lost, and InvalidEvent where it was in the room before, which was made by another event then.
+        What the state says of other users of ours is published with the join: it changes what they see, but
+        brings none of them back into a room that they have left. Raises RoomIsHere where this server has come
+        into the room meanwhile, Unavailable where the lease is lost, and InvalidEvent where it was in the
+        room before, and the room was made by another event then or the state is older than that.
         """
         try:
             create = await self.persister.consider(room.room_id, lambda head: head.event(*CREATE))
@@ -171,7 +173,8 @@ class JoinImports:
         """Store what has become of a room since this server left it.
 
         A marker that nobody sees changes the state; the join after it is the only forward extremity:
-        nothing of what was before is resolved against what is now.
+        nothing of what was before is resolved against what is now. Raises InvalidEvent where the server that
+        told the state lacks what users of ours did in the room.
         """
         numbers = await self._store_events(room, join, joined)
 
@@ -179,9 +182,10 @@ class JoinImports:
             head = await self.persister.newest_head(room.room_id)  # before it is asked whether we are there
             seq, extremities = head.seq, frozenset(one.event_id for one in head.extremities)
             placed = replace(await self._place(room, join, numbers, lease), covers=extremities)
-            marker = await self._marker(
-                room, join, seq, await self._changes_since(room, seq, joined, numbers)
-            )
+            changes = await self._changes_since(room, seq, joined, numbers)
+            of_ours = brought_in(changes, join, self.server_name)
+            await check_up_to_date(self.database, room, of_ours, self.server_name)
+            marker = await self._marker(room, join, seq, changes, frozenset(of_ours))
             await self.persister.append(room.room_id, _only_at(seq, [marker, placed], otherwise=_Moved))
 
         await _until_placed(publish)
@@ -206,7 +210,12 @@ class JoinImports:
         return changes
 
     async def _marker(
-        self, room: RoomRef, join: Pdu, seq: int, changes: Mapping[StateKey, StoredEvent | None]
+        self,
+        room: RoomRef,
+        join: Pdu,
+        seq: int,
+        changes: Mapping[StateKey, StoredEvent | None],
+        keeps_out: frozenset[StateKey],
     ) -> Placed:
         """The event that stands for all that happened while this server was not in the room."""
         await self._nids.reserve(1)
@@ -229,6 +238,7 @@ class JoinImports:
             covers=frozenset(),
             is_extremity=False,
             changes=changes,
+            keeps_out=keeps_out,
         )
 
     async def _place(self, room: RoomRef, join: Pdu, numbers: _Numbers, lease: Lease) -> Placed:

@@ -85,8 +85,8 @@ class RoomMembership:
             servers = [*_inviting_server(standing), *via]
             try:
                 return await self.remote_joins.join(user_id, room_id, content, servers)
-            except RoomIsHere:
-                pass  # somebody else of this server has joined it meanwhile
+            except RoomIsHere:  # somebody else of this server has joined it meanwhile
+                standing = await self.out_of_band.standing(user_id, room_id)
             except BadGateway:
                 if servers:
                     raise

@@ -9,7 +9,7 @@ import pytest
 from tests.client_api.rooms import room_path
 from tests.clients import Client
 from tests.federation.joined_rooms import comes, join_by, joined, members
-from tests.federation.peers import Answer, Asked, Peer, error_answer
+from tests.federation.peers import Answer, Asked, Peer, error_answer, json_answer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.room_answers import answer_to_join
 from tests.federation.waiting import until
@@ -83,6 +83,69 @@ async def test_prom_conv_what_was_done_before_we_left_is_known_before_we_come_ba
     assert room.events[room.state["m.room.member", carol.user_id]].membership == "leave"
     assert await members(alice, room) == {alice.user_id, user_of(peer, "tea")}
     assert room.room_id not in (await carol.sync())["rooms"].get("join", {})
+
+
+@pytest.mark.parametrize("way", ["leave", "ban"])
+async def test_who_does_not_know_that_one_of_us_has_left_is_passed_over(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client, way: str
+) -> None:
+    room = PlayedRoom.new([peer, notary], power_levels={"users": {alice.user_id: 50}})
+    carol = await here.nobody.register(unique_name("carol"))
+    await joined(alice, room)
+    assert (await join_by(carol, room.room_id)).status == 200
+    await until_known(room, carol, "join")
+    old = room.state
+    if way == "ban":
+        answer = await alice.post(room_path(room.room_id, "ban"), {"user_id": carol.user_id})
+        assert answer.status == 200
+    else:
+        await leave(carol, room)
+    await leave(alice, room)
+    await until_known(room, alice, "leave")
+
+    def send_join(asked: Asked) -> Answer | None:
+        if asked.peer is peer:
+            return None
+        state = [room.events[event_id].json for event_id in old.values()]
+        chain = [event.json for event in room.events.values() if event.state_key is not None]
+        return json_answer({"state": state, "auth_chain": chain, "members_omitted": False})
+
+    room.answers["send_join"] = send_join
+    answer = await join_by(alice, room.room_id, notary.name)
+    others = {user_of(peer, "tea"), user_of(notary, "tea")}
+
+    assert answer.status == 200
+    assert [asked.peer for asked in room.requests("send_join")[1:]] == [notary, peer]
+    assert await members(alice, room) == {alice.user_id, *others}
+    assert room.room_id not in (await carol.sync())["rooms"].get("join", {})
+
+
+async def test_who_is_in_the_room_by_a_join_that_is_not_known_here_stays_out_until_joining_again(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    carol = await here.nobody.register(unique_name("carol"))
+    await joined(alice, room)
+    await leave(alice, room)
+    await until_known(room, alice, "leave")
+
+    def lost(asked: Asked) -> Answer:
+        room.add(room.parsed(asked.content))
+        return error_answer(404, "M_NOT_FOUND")
+
+    room.answers["send_join"] = lost
+    assert (await join_by(carol, room.room_id, peer.name)).status == 404
+    del room.answers["send_join"]
+    await joined(alice, room)
+    before = (await carol.sync())["rooms"].get("join", {})
+    said = await carol.get(room_path(room.room_id, "joined_members"))
+
+    assert room.events[room.state["m.room.member", carol.user_id]].membership == "join"
+    assert room.room_id not in before
+    assert said.status == 403
+    assert (await join_by(carol, room.room_id)).status == 200
+    assert room.room_id in (await carol.sync())["rooms"]["join"]
+    assert await members(carol, room) == {user_of(peer, "tea"), alice.user_id, carol.user_id}
 
 
 async def has_been_asked(room: PlayedRoom) -> bool:

@@ -17,6 +17,7 @@ from tests.federation.joined_rooms import join_by, joined, members, state_of
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.test_coming_back import leave, until_known
+from tests.federation.waiting import until
 from tests.servers import RunningServer, unique_name
 
 STEPS = [
@@ -134,6 +135,7 @@ async def test_who_finds_the_server_in_the_room_when_all_is_done_leaves_the_room
             elsewhere.setattr(here.services.remote_joins, "_running", {})
             assert (await join_by(carol, room.room_id, peer.name)).status == 200
         await send(here, peer, [room.event(tea, "m.room.topic", {"topic": "newer"}, "")])
+        await until(lambda: state_of(carol, room, "m.room.topic"))
         return await append(*arguments, **options)
 
     with monkeypatch.context() as stalled:
