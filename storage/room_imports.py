@@ -65,6 +65,8 @@ class PendingJoin:
     room_id: RoomId
     content: JsonObject
     servers: Sequence[str]
+    attempts: int = 0
+    """How often it was tried again since it broke off."""
 
 
 class Lease(NamedTuple):
@@ -84,40 +86,55 @@ async def take_lease(
 ) -> Lease | None:
     """Be the only one that joins a room until a time in ms; None where somebody else does."""
     query = """
-        INSERT INTO room_joins (room_nid, leased_until, user_id, content, servers) VALUES ($1, $3, $4, $5, $6)
+        INSERT INTO room_joins (room_nid, leased_until, user_id, content, servers, attempts)
+        VALUES ($1, $3, $4, $5, $6, $7)
         ON CONFLICT (room_nid) DO UPDATE
-        SET leased_until = excluded.leased_until, user_id = excluded.user_id, content = excluded.content,
-            servers = excluded.servers, number = excluded.number, join_nid = NULL
+        SET leased_until = excluded.leased_until, number = excluded.number, join_nid = NULL,
+            user_id = excluded.user_id, content = excluded.content, servers = excluded.servers,
+            attempts = excluded.attempts
         WHERE room_joins.leased_until < $2 RETURNING number
     """
-    content = canonical_json(join.content)
-    number = await tx.fetchval(query, room_nid, now, leased_until, join.user_id, content, list(join.servers))
+    number = await tx.fetchval(
+        query,
+        room_nid,
+        now,
+        leased_until,
+        join.user_id,
+        canonical_json(join.content),
+        list(join.servers),
+        join.attempts,
+    )
     return None if number is None else Lease(room_nid, number)
 
 
-async def take_broken_off(tx: Transaction, now: int) -> list[tuple[Lease, int, PendingJoin]]:
-    """Joins whose process has died: (its lease, how often they were tried again, the join)."""
+async def take_broken_off(tx: Transaction, now: int) -> list[tuple[RoomRef, PendingJoin]]:
+    """Joins that broke off: their process has died, or they failed when they were tried again, as now."""
     rows = await tx.fetch(
         """
         UPDATE room_joins SET attempts = attempts + 1 FROM rooms
         WHERE rooms.nid = room_nid AND leased_until < $1
-        RETURNING room_nid, number, attempts, user_id, room_id, content, servers
+        RETURNING room_nid, room_id, version, user_id, content, servers, attempts
         """,
         now,
     )
     return [
         (
-            Lease(row["room_nid"], row["number"]),
-            row["attempts"],
+            RoomRef(row["room_nid"], RoomId(row["room_id"]), room_version(row["version"])),
             PendingJoin(
                 UserId(row["user_id"]),
                 RoomId(row["room_id"]),
                 parse_json_object(row["content"]),
                 row["servers"],
+                row["attempts"],
             ),
         )
         for row in rows
     ]
+
+
+async def give_up(tx: Transaction, room_nid: int, now: int) -> None:
+    """Do not try a join again that broke off; one that somebody else makes just now goes on."""
+    await tx.execute("DELETE FROM room_joins WHERE room_nid = $1 AND leased_until < $2", room_nid, now)
 
 
 async def extend_lease(tx: Transaction, lease: Lease, leased_until: int) -> None:
@@ -129,8 +146,14 @@ async def extend_lease(tx: Transaction, lease: Lease, leased_until: int) -> None
 
 
 async def end_lease(tx: Transaction, lease: Lease) -> None:
-    """The attempt has ended, one way or the other."""
+    """The attempt has ended, and no other is to be made."""
     await tx.execute("DELETE FROM room_joins WHERE room_nid = $1 AND number = $2", *lease)
+
+
+async def break_off(tx: Transaction, lease: Lease) -> None:
+    """The attempt has come to nothing, and is to be made again."""
+    query = "UPDATE room_joins SET leased_until = 0 WHERE room_nid = $1 AND number = $2"
+    await tx.execute(query, *lease)
 
 
 async def announce(tx: Transaction, lease: Lease, join_nid: int) -> None:

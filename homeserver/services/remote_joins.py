@@ -129,6 +129,38 @@ class RemoteJoins:
         and UnableToAuthoriseJoin, BadGateway where no server gives an answer that can be used, Unavailable
         where somebody else takes long to join it, BadJson and TooLarge for a content that no event can have.
         """
+        return await self._join_in_turn(PendingJoin(user_id, room_id, content, list(servers)))
+
+    async def finish_broken_off(self) -> None:
+        """Go on with the joins of processes that have died: other servers may take us to be in the room."""
+        async with self._database.connection() as tx:
+            broken_off = await room_imports.take_broken_off(tx, self._clock())
+        for room, wanted in broken_off:
+            if await self._make_again(wanted):
+                async with self._database.connection() as tx:
+                    await room_imports.give_up(tx, room.nid, self._clock())
+                self._incoming.resume(room)
+
+    async def _make_again(self, wanted: PendingJoin) -> bool:
+        """Make a join that broke off; whether this was the last time."""
+        is_last = wanted.attempts >= MAX_ATTEMPTS
+        try:
+            await self._join_in_turn(wanted)
+        except RoomIsHere:
+            log.info("%s was joined meanwhile", wanted.room_id)
+        except (BadGateway, Unavailable) as error:
+            log.info("%s cannot be joined yet: %s", wanted.room_id, error.error)
+            return is_last
+        except MatrixError as error:
+            log.info("%s is not joined after all: %s", wanted.room_id, error.error)
+        except Exception:
+            log.exception("%s cannot be joined yet", wanted.room_id)
+            return is_last
+        return True
+
+    async def _join_in_turn(self, wanted: PendingJoin) -> EventId:
+        """Join a room when nobody else in this process does. Raises what `join` raises."""
+        room_id = wanted.room_id
         if room_id in self._running:
             was_here, give_up = await self._is_here(room_id), _now() + PATIENCE_S
             while (running := self._running.get(room_id)) is not None:
@@ -139,27 +171,9 @@ class RemoteJoins:
                     raise _busy()
         self._running[room_id] = asyncio.get_running_loop().create_future()
         try:
-            return await self._join(PendingJoin(user_id, room_id, content, list(servers)))
+            return await self._join(wanted)
         finally:
             self._running.pop(room_id).set_result(None)
-
-    async def finish_broken_off(self) -> None:
-        """Go on with the joins of processes that have died: other servers may take us to be in the room."""
-        async with self._database.connection() as tx:
-            broken_off = await room_imports.take_broken_off(tx, self._clock())
-        for lease, attempts, wanted in broken_off:
-            try:
-                await self.join(wanted.user_id, wanted.room_id, wanted.content, wanted.servers)
-            except RoomIsHere:
-                log.info("%s was joined meanwhile", wanted.room_id)
-            except (BadGateway, Unavailable) as error:
-                log.info("%s cannot be joined yet: %s", wanted.room_id, error.error)
-                if attempts < MAX_ATTEMPTS:
-                    continue
-            except MatrixError as error:
-                log.info("%s is not joined after all: %s", wanted.room_id, error.error)
-            async with self._database.connection() as tx:
-                await room_imports.end_lease(tx, lease)
 
     async def _join(self, wanted: PendingJoin) -> EventId:
         user_id, room_id, content = wanted.user_id, wanted.room_id, wanted.content
@@ -258,14 +272,11 @@ class RemoteJoins:
         lease = await self._take_lease(room, wanted)
         try:
             event_id = await self._while_leased(room, lease, lambda: self._enter(room, template, lease))
-        except Exception:
-            await self._end_lease(room, lease)
+        except Exception:  # not where it is cancelled because the server stops: then it is to be finished
+            await self._end_lease(room, lease, is_over=wanted.attempts == 0)
             raise
-        else:
-            await self._end_lease(room, lease)
-            return event_id
-        finally:  # one that is cancelled, because the server stops, keeps its lease: it is to be finished
-            self._incoming.resume(room)  # what came for the room meanwhile
+        await self._end_lease(room, lease)
+        return event_id
 
     async def _place(self, server_name: ServerName, room: RoomRef, join: Pdu) -> None:
         """Give a join that others have taken its place in a room that we are in.
@@ -350,12 +361,17 @@ class RemoteJoins:
                 raise _busy()
             await asyncio.sleep(LEASE_PAUSE_S)
 
-    async def _end_lease(self, room: RoomRef, lease: Lease) -> None:
+    async def _end_lease(self, room: RoomRef, lease: Lease, *, is_over: bool = True) -> None:
+        """Let others have the room, and see to what came for it; unless it `is_over` that goes on waiting."""
         try:
             async with self._database.connection() as tx:
-                await room_imports.end_lease(tx, lease)
+                if is_over:
+                    await room_imports.end_lease(tx, lease)
+                else:
+                    await room_imports.break_off(tx, lease)
         except Unavailable:
             log.warning("the lease of %s is not ended: the database cannot be reached", room.room_id)
+        self._incoming.resume(room)
 
     async def _while_leased(
         self, room: RoomRef, lease: Lease, work: Callable[[], Awaitable[EventId]]

@@ -14,7 +14,9 @@ from homeserver.protocol.event_hashes import decode_event_id
 from homeserver.protocol.signing import sign_event
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import remote_joins
+from homeserver.services.join_imports import JoinImports
 from storage.persister import Persister
+from storage.room_heads import RoomRef
 from tests.client_api.rooms import new_room, room_path
 from tests.clients import Client
 from tests.federation.homeservers import NOBODY_THERE, name_of, new_word
@@ -226,6 +228,73 @@ async def test_a_join_that_broke_off_and_is_refused_is_given_up(
         while await leases(here, room):
             await here.services.remote_joins.finish_broken_off()
     assert alice.user_id not in await members(alice, room)
+
+
+async def test_a_join_that_broke_off_is_tried_ten_times(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    room.fail("send_join", 404, "M_NOT_FOUND")
+    await join_by(alice, room.room_id, peer.name)
+    await put_lease(here, room, alice)
+    room.fail("send_join", 400)
+    found = []
+    for _ in range(remote_joins.MAX_ATTEMPTS):
+        found.append(await leases(here, room))
+        await here.services.remote_joins.finish_broken_off()
+
+    assert found == [1] * remote_joins.MAX_ATTEMPTS
+    assert len(room.requests("send_join")) == 1 + remote_joins.MAX_ATTEMPTS
+    assert await leases(here, room) == 0
+
+
+async def test_a_join_that_breaks_off_again_and_again_keeps_no_other_from_being_made(
+    here: RunningServer, peer: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, room = PlayedRoom.new([peer]), PlayedRoom.new([peer])
+    for one in (broken, room):
+        one.fail("send_join", 404, "M_NOT_FOUND")
+        await join_by(alice, one.room_id, peer.name)
+        await put_lease(here, one, alice)
+        del one.answers["send_join"]
+    check = JoinImports.check
+
+    async def fail(imports: JoinImports, ref: RoomRef, *arguments: Any) -> Any:
+        if ref.room_id == broken.room_id:
+            raise ValueError("broken")
+        return await check(imports, ref, *arguments)
+
+    monkeypatch.setattr(JoinImports, "check", fail)
+    await here.services.remote_joins.finish_broken_off()
+
+    assert await leases(here, broken) == 1
+    assert await members(alice, room) == {user_of(peer, "tea"), alice.user_id}
+
+
+async def test_what_waits_for_a_join_that_is_given_up_is_left_out(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    room.fail("send_join", 404, "M_NOT_FOUND")
+    await join_by(alice, room.room_id, peer.name)
+    await put_lease(here, room, alice)
+    early = room.event(user_of(peer, "tea"), "m.room.message", {"body": "early"})
+    await send(here, peer, [early])
+    waiting = await waiting_events(here, room)
+    room.fail("make_join", 403, "M_FORBIDDEN")
+    await here.services.remote_joins.finish_broken_off()
+    async with asyncio.timeout(20):
+        while await waiting_events(here, room):
+            await asyncio.sleep(0.02)
+
+    assert waiting == 1
+    assert await leases(here, room) == 0
+
+
+async def waiting_events(server: RunningServer, room: PlayedRoom) -> int:
+    async with server.services.room_directory.database.connection() as tx:
+        query = "SELECT count(*) FROM waiting_pdus JOIN rooms ON nid = room_nid WHERE room_id = $1"
+        return int(await tx.fetchval(query, room.room_id))
 
 
 @BOTH_VERSIONS
