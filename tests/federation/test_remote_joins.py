@@ -15,6 +15,7 @@ from homeserver.protocol.signing import sign_event
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import remote_joins
 from homeserver.services.join_imports import JoinImports
+from storage.persist_connection import PersistConnection
 from storage.persister import Persister
 from storage.room_heads import RoomRef
 from tests.client_api.rooms import new_room, room_path
@@ -165,6 +166,26 @@ async def test_a_join_that_broke_off_is_made_again(
     assert await state_of(alice, room, "m.room.topic") == {"topic": "coffee"}
     assert await bodies(alice, room) == ["at last"]
     assert await members(alice, room) == {user_of(peer, "tea"), alice.user_id}
+
+
+async def test_an_attempt_to_join_a_room_leaves_nothing_of_what_the_room_was_in_memory(
+    here: RunningServer, peer: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = PlayedRoom.new([peer])
+    heads = here.services.room_events.persister._heads
+    seen = []
+
+    async def fail(*_: Any) -> None:
+        seen.append(heads.cached(room.room_id, joining=True))
+        raise ValueError("broken")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(PersistConnection, "persist", fail)
+        answer = await join_by(alice, room.room_id, peer.name)
+
+    assert answer.status == 500
+    assert None not in seen
+    assert heads.cached(room.room_id, joining=True) is None
 
 
 async def put_lease(server: RunningServer, room: PlayedRoom, user: Client) -> None:
