@@ -102,6 +102,7 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
 
     def heard(server_name: ServerName) -> None:
         sending.heard(server_name)
+        incoming.heard()
 
     destinations = Destinations(database, clock, heard)
     await destinations.load()

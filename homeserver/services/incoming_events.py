@@ -54,7 +54,7 @@ MAX_LATER: Final = 20
 """Where so many gaps of a queue cannot be filled just now, what comes after them has to wait."""
 PAUSE_S: Final = 1.0
 """After the database could not be reached, or servers that had to be asked; longer each time."""
-MAX_PAUSE_S: Final = 300.0
+MAX_PAUSE_S: Final = 60.0
 GIVE_UP_S: Final = 3600.0
 """So long it is tried to reach them."""
 
@@ -144,6 +144,11 @@ class IncomingEvents:
         """See to the events that wait in a room: a join that they waited for is done, say."""
         if self._tasks is not None:
             self._tasks.create_task(self._see_to_waiting(ref))
+
+    def heard(self) -> None:
+        """A server that failed was heard from: it may know what events wait for."""
+        for news in self._news.values():
+            news.set()
 
     async def receive(self, origin: ServerName, ref: RoomRef, pdus: Sequence[Pdu], *, wait: bool) -> None:
         """Take events of a room that a server has pushed: when this returns, they are stored.

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from homeserver.services import outgoing_transactions
+from homeserver.services import incoming_events, outgoing_transactions
 from tests.clients import Client
 from tests.federation.cut_lines import Lines, lines_between_servers
 from tests.federation.homeservers import running_homeserver
@@ -43,6 +43,8 @@ async def world(
         lines = stack.enter_context(lines_between_servers())
         patched = stack.enter_context(pytest.MonkeyPatch.context())
         patched.setattr(outgoing_transactions, "FIRST_PAUSE_S", 0.0)  # of the event loop's time
+        patched.setattr(incoming_events, "PAUSE_S", 0.02)
+        patched.setattr(incoming_events, "MAX_PAUSE_S", 0.5)
         servers = []
         for number in range(3):
             folder = tmp_path_factory.mktemp("server")
