@@ -40,6 +40,14 @@ class Outcome(Enum):
     """Nobody has what it lacks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How filling a gap has ended. `missing`: what the event lacks still."""
+
+    outcome: Outcome
+    missing: frozenset[EventId] = frozenset()
+
+
 @dataclass(frozen=True)
 class GapFilling:
     """Fetches what events lack, and places them."""
@@ -50,7 +58,7 @@ class GapFilling:
     missing_events: MissingEvents
     server_name: ServerName
 
-    async def fill(self, ref: RoomRef, pdu: Pdu, origin: ServerName, *, is_member: bool) -> Outcome:
+    async def fill(self, ref: RoomRef, pdu: Pdu, origin: ServerName, *, is_member: bool) -> Filling:
         """Fetch what an event lacks, and place it.
 
         `origin`: who sent it; `is_member`: that server is in the room, and the first to be asked. Raises
@@ -58,15 +66,16 @@ class GapFilling:
         """
         blocked = await self._place(ref, pdu)  # what was missing may have come meanwhile
         if blocked is None:
-            return Outcome.FILLED
+            return Filling(Outcome.FILLED)
         others = SERVERS_TO_ASK if is_member else SERVERS_TO_ASK - 1
         servers = await servers_to_ask(
             self.database, ref.room_id, [origin] if is_member else [], own=self.server_name, most=others
         )
         asked = Asked(servers if is_member else [*servers, origin])
-        if await self._fill(ref, blocked, asked) is None:
-            return Outcome.FILLED
-        return Outcome.LATER if asked.may_know_more else Outcome.LOST
+        left = await self._fill(ref, blocked, asked)
+        if left is None:
+            return Filling(Outcome.FILLED)
+        return Filling(Outcome.LATER if asked.may_know_more else Outcome.LOST, left.problem.missing)
 
     async def _fill(self, ref: RoomRef, blocked: Blocked, asked: Asked) -> Blocked | None:
         """Try to close the gap before an event, auth events first; what blocks it still, if anything."""

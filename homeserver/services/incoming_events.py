@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakValueDictionary
@@ -20,7 +20,7 @@ from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, server_name_of
 from homeserver.services.event_intake import EventIntake
-from homeserver.services.gap_filling import GapFilling, Outcome
+from homeserver.services.gap_filling import Filling, GapFilling, Outcome
 from homeserver.services.server_access import ServerAccess
 from storage import shared_rooms, waiting_pdus
 from storage.database import Database
@@ -38,10 +38,12 @@ EVENTS_AT_ONCE: Final = 100
 QUEUES_READ_AT_ONCE: Final = 20
 MAX_WAITING_IN_ROOM: Final = 20_000
 MAX_WAITING_OF_SERVER: Final = 2000
+MAX_WAITING_FOR_JOIN: Final = 200
 MAX_WAITING_OF_STRANGERS: Final = 500
 MAX_WAITING_OF_STRANGER: Final = 50
-"""While so many events of a room wait, no more are taken: they will be asked for when a later event builds on
-them. Strangers are servers that are not in the room, as far as is known here."""
+"""While so many events of a room wait, in all or of one server, no more are taken: they will be asked for
+when a later event builds on them. Strangers are servers that are not in the room; while it is being joined,
+that is not known of any."""
 MAX_GAPS_AT_ONCE: Final = 50
 MAX_GAPS_OF_SERVER: Final = 5
 MAX_GAPS_OF_STRANGERS: Final = 5
@@ -51,12 +53,12 @@ GAP_PATIENCE_S: Final = 300.0
 OTHERS_PATIENCE_S: Final = 15.0
 """So long a gap waits, once, for others of the room that are being filled: mostly the same events lack."""
 MAX_LATER: Final = 20
-"""Where so many gaps of a queue cannot be filled just now, what comes after them has to wait."""
+"""Where so many gaps of a queue cannot be filled just now, the others have to wait for the next time."""
 PAUSE_S: Final = 1.0
 """After the database could not be reached, or servers that had to be asked; longer each time."""
 MAX_PAUSE_S: Final = 60.0
 GIVE_UP_S: Final = 3600.0
-"""So long it is tried to reach them."""
+"""So long an event waits for servers that cannot be reached."""
 
 
 class TooManyWait(Exception):
@@ -75,6 +77,14 @@ class _Queue:
     origin: ServerName
 
 
+@dataclass(frozen=True, slots=True)
+class _Lacking:
+    """An event that cannot be placed, and what is missing before it."""
+
+    event_id: EventId
+    missing: frozenset[EventId]
+
+
 @dataclass(slots=True, eq=False)
 class _Pass:
     """One way through a queue, from older events to newer ones."""
@@ -82,12 +92,12 @@ class _Pass:
     queue: _Queue
     is_member: bool
     """Whether the server is in the room."""
-    is_last: bool
-    """Whether what cannot be had now is left out."""
-    after: int
-    """The number of the newest event that was seen to."""
-    put_off: int = 0
-    """How many gaps may be filled the next time."""
+    waits_since: Mapping[EventId, float]
+    """Since when events wait for servers that cannot be reached, by the time of the event loop."""
+    had_turn: Collection[EventId]
+    """Those that are not tried now: they had their turn the last time, when others had none."""
+    put_off: list[EventId] = field(default_factory=list)
+    """Those that were tried and have to wait."""
     waited_for: set[_Queue] = field(default_factory=set)
     """Whose gaps took longer than others wait for them."""
     lost: set[EventId] = field(default_factory=set)
@@ -97,7 +107,7 @@ class _Pass:
     @property
     def is_over(self) -> bool:
         """Whether so much could not be had that the rest is left for the next time."""
-        return self.put_off >= MAX_LATER
+        return len(self.put_off) >= MAX_LATER
 
 
 class IncomingEvents:
@@ -123,6 +133,7 @@ class IncomingEvents:
         self._news: dict[_Queue, asyncio.Event] = {}
         """Of the queues that a task sees to: set when something has been added."""
         self._reading = asyncio.Semaphore(QUEUES_READ_AT_ONCE)
+        self._reading_in_room: WeakValueDictionary[RoomId, asyncio.Lock] = WeakValueDictionary()
         self._filling: dict[RoomId, dict[_Queue, asyncio.Future[None]]] = {}
         """Whose gaps are being filled just now."""
         self._turns = asyncio.Semaphore(MAX_GAPS_AT_ONCE)
@@ -169,7 +180,10 @@ class IncomingEvents:
                 log.info("events of room %s are left out: this server has left it", ref.room_id)
                 return
         if rest:
-            await self._let_wait(ref, origin, rest, is_member=wait or await self._is_member(ref, origin))
+            is_member = wait or await self._is_member(ref, origin)
+            most = MAX_WAITING_OF_SERVER if is_member else MAX_WAITING_OF_STRANGER
+            most = MAX_WAITING_FOR_JOIN if wait else most
+            await self._let_wait(ref, origin, rest, most, is_member=is_member)
             self._see_to(_Queue(ref, origin))
 
     async def add_fixed(self, room_id: RoomId, pdu: Pdu, *, fed: bool) -> None:
@@ -195,7 +209,7 @@ class IncomingEvents:
         return (await self._access.standing(origin, ref.room_id)).is_in_room
 
     async def _let_wait(
-        self, ref: RoomRef, origin: ServerName, pdus: Sequence[Pdu], *, is_member: bool
+        self, ref: RoomRef, origin: ServerName, pdus: Sequence[Pdu], most_of_server: int, *, is_member: bool
     ) -> None:
         async with self._database.connection() as tx:
             waiting = await waiting_pdus.counts(tx, ref.nid, origin)
@@ -203,7 +217,6 @@ class IncomingEvents:
                 in_all, most = waiting.in_room - waiting.by_strangers, MAX_WAITING_IN_ROOM
             else:
                 in_all, most = waiting.by_strangers, MAX_WAITING_OF_STRANGERS
-            most_of_server = MAX_WAITING_OF_SERVER if is_member else MAX_WAITING_OF_STRANGER
             if in_all >= most or waiting.of_server >= most_of_server:
                 raise TooManyWait(ref.room_id, origin, [pdu.event_id for pdu in pdus])
             await waiting_pdus.add(tx, ref.nid, origin, pdus, by_stranger=not is_member)
@@ -217,6 +230,9 @@ class IncomingEvents:
                 break
             except Unavailable:
                 await asyncio.sleep(PAUSE_S)
+            except Exception:
+                log.exception("what events wait cannot be found out")
+                await asyncio.sleep(MAX_PAUSE_S)
         for room, origin in found:
             self._see_to(_Queue(room, origin))
 
@@ -230,21 +246,23 @@ class IncomingEvents:
     async def _work(self, queue: _Queue) -> None:
         """Place what waits in a queue, until nothing does."""
         news, room_id = self._news[queue], queue.ref.room_id
-        pause_s, give_up, after = PAUSE_S, _now() + GIVE_UP_S, 0
+        pause_s = PAUSE_S
+        waits_since: dict[EventId, float] = {}
+        had_turn: set[EventId] = set()
         try:
             while True:
                 news.clear()
                 try:
-                    this = await self._work_off(queue, after, is_last=_now() > give_up)
-                    if not (this.later or this.is_over or after):
+                    this = await self._work_off(queue, waits_since, had_turn)
+                    if not this.later:
                         if not news.is_set():
                             return
-                        pause_s, give_up = PAUSE_S, _now() + GIVE_UP_S
+                        pause_s = PAUSE_S
                         continue
-                    after = this.after if this.is_over else 0
+                    had_turn = had_turn.union(this.put_off) if this.is_over else set()
+                    waits_since |= dict.fromkeys(this.later - waits_since.keys(), _now())
                 except (Unavailable, UnknownRoom) as error:  # this server may have left the room meanwhile
                     log.info("the events of room %s go on waiting: %s", room_id, error)
-                    give_up = _now() + GIVE_UP_S
                 except Exception:
                     log.exception("the events that wait in room %s cannot be seen to", room_id)
                 await asyncio.sleep(PAUSE_S)
@@ -256,78 +274,100 @@ class IncomingEvents:
         finally:
             del self._news[queue]
 
-    async def _work_off(self, queue: _Queue, after: int, *, is_last: bool) -> _Pass:
+    async def _work_off(
+        self, queue: _Queue, waits_since: Mapping[EventId, float], had_turn: Collection[EventId]
+    ) -> _Pass:
         """Place what waits in a queue, and fetch what it lacks. What cannot be had is left out.
 
         It is not remembered: it may come again.
         """
         ref = queue.ref
         own_nid = await self._dictionaries.atoms.nid(self._server_name)
-        this = _Pass(queue, await self._is_member(ref, queue.origin), is_last, after)
+        this = _Pass(queue, await self._is_member(ref, queue.origin), waits_since, had_turn)
+        after = 0
         while not this.is_over:
-            async with self._reading:
+            # Queues of one room would wait for each other in placing: not with a turn in reading.
+            async with self._reading_in_room.setdefault(ref.room_id, asyncio.Lock()), self._reading:
                 async with self._database.connection() as tx:
-                    waiting = await waiting_pdus.oldest(tx, ref, queue.origin, this.after, EVENTS_AT_ONCE)
+                    waiting = await waiting_pdus.oldest(tx, ref, queue.origin, after, EVENTS_AT_ONCE)
                     shared = await shared_rooms.find_one(tx, ref.room_id, own_nid)
                 if not waiting or (shared is not None and shared.is_joining and not shared.is_resident):
                     break  # it is resumed when the join has come to an end
                 if shared is None or not shared.is_resident:
                     log.info("events of room %s are left out: this server is not in it", ref.room_id)
-                    blocked: dict[EventId, frozenset[EventId]] = {}
+                    await self._end_waiting(ref, [one.pdu.event_id for one in waiting])
+                    blocked: list[_Lacking] = []
                 else:
                     blocked = await self._place(queue, waiting)
-                await self._end_waiting(ref, [i for one in waiting if (i := one.pdu.event_id) not in blocked])
-            if not await self._fill_one_of(this, blocked):
-                this.after = waiting[-1].number
+            if not await self._fill(this, blocked):
+                after = waiting[-1].number
         return this
 
-    async def _place(self, queue: _Queue, waiting: Sequence[WaitingPdu]) -> dict[EventId, frozenset[EventId]]:
-        """Place events that the room's ACL allows by now; what those lack that cannot be placed."""
+    async def _place(self, queue: _Queue, waiting: Sequence[WaitingPdu]) -> list[_Lacking]:
+        """Place events that the room's ACL allows by now; those that lack something, the parents first."""
         ref, origin = queue.ref, queue.origin
         acl = (await self._access.standing(origin, ref.room_id)).acl
         pdus = [one.pdu for one in waiting]
         if acl is not None:
-            allowed = acl.allows(origin)
-            pdus = [pdu for pdu in pdus if allowed and acl.allows(server_name_of(pdu.sender))]
-            if len(pdus) < len(waiting):
+            denied = [
+                pdu for pdu in pdus if not (acl.allows(origin) and acl.allows(server_name_of(pdu.sender)))
+            ]
+            if denied:
                 log.info("events of room %s from %s are refused: the room's server ACL", ref.room_id, origin)
-        return {one.pdu.event_id: one.problem.missing for one in await self._intake.place(ref, pdus)}
+                await self._end_waiting(ref, [pdu.event_id for pdu in denied], origin)
+                pdus = [pdu for pdu in pdus if pdu not in denied]
+        blocked = [
+            _Lacking(one.pdu.event_id, one.problem.missing) for one in await self._intake.place(ref, pdus)
+        ]
+        lacking = {one.event_id for one in blocked}
+        await self._end_waiting(ref, [pdu.event_id for pdu in pdus if pdu.event_id not in lacking])
+        return blocked
 
-    async def _fill_one_of(self, this: _Pass, blocked: dict[EventId, frozenset[EventId]]) -> bool:
-        """Fill the gap before one of some events; whether that was possible before any of them."""
-        ref = this.queue.ref
-        for event_id, missing in blocked.items():
-            if not missing.isdisjoint(this.later):
-                outcome = Outcome.LATER
-            elif not missing.isdisjoint(this.lost):
-                outcome = Outcome.LOST
-            elif this.is_over:
-                outcome = Outcome.LATER
+    async def _fill(self, this: _Pass, blocked: Sequence[_Lacking]) -> bool:
+        """Fill the gaps before some events; whether what was fetched may let others of them be placed.
+
+        Where not, all were tried, or the pass is over.
+        """
+        for index, one in enumerate(blocked):
+            if one.event_id in this.had_turn or not one.missing.isdisjoint(this.later):
+                filling = Filling(Outcome.LATER, one.missing)
+            elif not one.missing.isdisjoint(this.lost):
+                filling = Filling(Outcome.LOST, one.missing)
             else:
-                outcome = await self._fill(this, event_id)
-                this.put_off += outcome is Outcome.LATER
-            if outcome is Outcome.FILLED:
-                await self._end_waiting(ref, [event_id])
+                filling = await self._fill_one(this, one)
+                if filling.outcome is Outcome.LATER:
+                    this.put_off.append(one.event_id)
+            await self._note(this, one.event_id, filling)
+            if this.is_over:
+                return False
+            come = {one.event_id, *one.missing} - filling.missing - this.lost - this.later
+            if any(not come.isdisjoint(other.missing) for other in blocked[index + 1 :]):
                 return True
-            if outcome is Outcome.LATER and not this.is_last:
-                this.later |= {event_id, *missing}
-                continue
-            this.lost |= {event_id, *missing}
-            log.info("%s in room %s is left out: what it builds on cannot be had", event_id, ref.room_id)
-            async with self._database.connection() as tx:
-                await waiting_pdus.remove(tx, ref.nid, [event_id], this.queue.origin)
         return False
 
-    async def _fill(self, this: _Pass, event_id: EventId) -> Outcome:
+    async def _note(self, this: _Pass, event_id: EventId, filling: Filling) -> None:
+        """Take note of what became of an event that lacked something."""
+        ref, now = this.queue.ref, _now()
+        waits_s = now - this.waits_since.get(event_id, now)
+        if filling.outcome is Outcome.FILLED:
+            await self._end_waiting(ref, [event_id])
+        elif filling.outcome is Outcome.LATER and waits_s < GIVE_UP_S:
+            this.later |= {event_id, *filling.missing}
+        else:
+            this.lost |= {event_id, *filling.missing}
+            log.info("%s in room %s is left out: what it builds on cannot be had", event_id, ref.room_id)
+            await self._end_waiting(ref, [event_id], this.queue.origin)
+
+    async def _fill_one(self, this: _Pass, lacking: _Lacking) -> Filling:
         """Fill the gap before an event when its turn has come."""
-        queue, ref = this.queue, this.queue.ref
+        queue, ref, event_id = this.queue, this.queue.ref, lacking.event_id
         await self._let_others_fill(this)
         turns = self._turns if this.is_member else self._turns_of_strangers
         async with self._turn_of(queue.origin), turns:
             async with self._database.connection() as tx:
                 pdu = await waiting_pdus.find(tx, ref, queue.origin, event_id)
             if pdu is None:
-                return Outcome.FILLED  # it came another way
+                return Filling(Outcome.FILLED)  # it came another way
             filling = self._filling.setdefault(ref.room_id, {})
             done = filling[queue] = asyncio.get_running_loop().create_future()
             try:
@@ -335,12 +375,15 @@ class IncomingEvents:
                     return await self._gaps.fill(ref, pdu, queue.origin, is_member=this.is_member)
             except TimeoutError:
                 log.info("what %s in room %s builds on takes too long to be had", event_id, ref.room_id)
-                return Outcome.LATER
-            except (Unavailable, UnknownRoom):
+                return Filling(Outcome.LATER, lacking.missing)
+            except Unavailable as error:
+                log.info("what %s in room %s builds on has to wait: %s", event_id, ref.room_id, error.error)
+                return Filling(Outcome.LATER, lacking.missing)
+            except UnknownRoom:
                 raise
             except Exception:
                 log.exception("what %s in room %s builds on cannot be asked for", event_id, ref.room_id)
-                return Outcome.LOST
+                return Filling(Outcome.LOST, lacking.missing)
             finally:
                 done.set_result(None)
                 del filling[queue]
@@ -358,10 +401,13 @@ class IncomingEvents:
     def _turn_of(self, origin: ServerName) -> asyncio.Semaphore:
         return self._turns_of_server.setdefault(origin, asyncio.Semaphore(MAX_GAPS_OF_SERVER))
 
-    async def _end_waiting(self, ref: RoomRef, event_ids: Collection[EventId]) -> None:
+    async def _end_waiting(
+        self, ref: RoomRef, event_ids: Collection[EventId], origin: ServerName | None = None
+    ) -> None:
+        """These events do not wait any more; `origin`: not as what this server sent."""
         if event_ids:
             async with self._database.connection() as tx:
-                await waiting_pdus.remove(tx, ref.nid, event_ids)
+                await waiting_pdus.remove(tx, ref.nid, event_ids, origin)
 
 
 def _now() -> float:

@@ -18,8 +18,6 @@ from federation.outbound import room_requests
 from federation.outbound.room_requests import StateIdsAnswer
 from federation.outbound.signed_client import (
     FederationError,
-    InvalidResponse,
-    RequestRefused,
     SignedClient,
 )
 from homeserver.protocol.auth_events import CREATE
@@ -29,7 +27,7 @@ from homeserver.protocol.identifiers import EventId, ServerName, parse_event_id
 from homeserver.services.federation_failures import may_pass
 from homeserver.services.fork_states import ForkStates, key_numbers
 from homeserver.services.outliers import Outliers
-from homeserver.services.pdu_gate import PduGate
+from homeserver.services.pdu_gate import PduGate, RefusedPdu
 from storage import room_state, stored_places
 from storage.database import Database
 from storage.packed_state import StateEntries, difference
@@ -191,35 +189,36 @@ class MissingEvents:
         """
         ids = await room_requests.get_room_state_ids(self.client, server_name, room.room_id, event_id)
         await self._complete(room, server_name, event_id, ids)
-        return await self._entries(room, _event_ids(ids.pdu_ids), must_be_whole=False)
+        return await self._entries(room, _event_ids(ids.pdu_ids))
 
     async def _state_after(
         self, room: RoomRef, head: RoomHead, event_id: EventId, server_name: ServerName
     ) -> ForkState:
-        """The state after an event that is not here. Raises FederationError, IncompleteState."""
+        """The state after an event that is not here, as a server tells it.
+
+        Without what does not hold, as when a room is joined: one event that nobody can verify must not end
+        the room here. Raises FederationError, IncompleteState.
+        """
         ids = await room_requests.get_room_state_ids(self.client, server_name, room.room_id, event_id)
-        await self._complete(room, server_name, event_id, ids)
+        if not await self._complete(room, server_name, event_id, ids):
+            raise IncompleteState("so many of its events are missing that not all were fetched")
         await self.fetch_with_auth_events(room, server_name, [event_id])
-        entries = await self._entries(room, [*_event_ids(ids.pdu_ids), event_id], must_be_whole=True)
+        entries = await self._entries(room, [*_event_ids(ids.pdu_ids), event_id])
         now = head.state_ver
         async with self.database.connection() as tx:
             current = await room_state.whole(tx, StateAt(room.nid, now))
         return ForkState(now, difference(current, entries))
 
-    async def _entries(
-        self, room: RoomRef, event_ids: Sequence[EventId], *, must_be_whole: bool
-    ) -> StateEntries:
+    async def _entries(self, room: RoomRef, event_ids: Sequence[EventId]) -> StateEntries:
         """The state that events make, later ones in the place of earlier ones. Raises IncompleteState."""
         async with self.database.connection() as tx:
             places = await stored_places.load(tx, room.nid, event_ids)
         entries: StateEntries = {}
         for event_id in event_ids:
             place = places.get(event_id)
-            if place is None or place.is_unchecked:
-                if must_be_whole:
-                    raise IncompleteState(f"{event_id} cannot be had")
-            elif place.key is not None and not place.is_rejected:
-                entries[place.key] = place.nid
+            if place is None or place.key is None or place.is_unchecked or place.is_rejected:
+                continue
+            entries[place.key] = place.nid
         create = await key_numbers(self.forks.dictionaries, [CREATE])
         if create.get(CREATE) not in entries:
             raise IncompleteState("a state without a create event")
@@ -227,22 +226,25 @@ class MissingEvents:
 
     async def _complete(
         self, room: RoomRef, server_name: ServerName, event_id: EventId, ids: StateIdsAnswer
-    ) -> None:
+    ) -> bool:
         """Fetch and store what is not here of a state and its auth chains, as far as the server gives it.
 
-        Raises FederationError.
+        Whether all of it was asked for. Raises FederationError.
         """
         wanted = _event_ids([*ids.pdu_ids, *ids.auth_chain_ids])
         missing = await self.not_stored(room, wanted)
         if len(missing) * ONE_BY_ONE_UP_TO > len(wanted):
             answer = await room_requests.get_room_state(self.client, server_name, room.room_id, event_id)
             events = [*answer.auth_chain, *answer.pdus]
-            await self.outliers.store(room, await self._verified(room, events))
-        elif missing:
-            found, failure = await self._fetch(room, server_name, missing)
-            await self.outliers.store(room, found)
-            if failure is not None:
-                raise failure
+            outcomes = await self.gate.verify(room.version, events, pushed=False)
+            await self.outliers.store(room, _of_room(room, outcomes))
+            refused = {one.event_id for one in outcomes if isinstance(one, RefusedPdu)}
+            missing = await self.not_stored(room, missing) - refused
+        found, failure = await self._fetch(room, server_name, missing)
+        await self.outliers.store(room, found)
+        if failure is not None:
+            raise failure
+        return len(missing) <= MAX_FETCHED_EVENTS
 
     async def fetch_with_auth_events(
         self, room: RoomRef, server_name: ServerName, event_ids: Collection[EventId]
@@ -270,7 +272,7 @@ class MissingEvents:
     ) -> tuple[list[Pdu], FederationError | None]:
         """Events of a room by their IDs, a few at a time: those that the server gives.
 
-        Also why it did not give the others, where it cannot be reached.
+        Also why it did not give the others, where that may pass.
         """
         found: list[Pdu] = []
         failures: list[FederationError] = []
@@ -282,10 +284,10 @@ class MissingEvents:
                     if not failures:
                         event = await room_requests.get_event(self.client, server_name, event_id)
                         found.extend(await self._verified(room, [event], [event_id]))
-                except (RequestRefused, InvalidResponse) as error:
-                    log.debug("%s cannot be fetched: %s", event_id, error)
                 except FederationError as error:
-                    failures.append(error)
+                    log.debug("%s cannot be fetched: %s", event_id, error)
+                    if may_pass(error):
+                        failures.append(error)
 
         async with asyncio.TaskGroup() as tasks:
             for event_id in sorted(event_ids)[:MAX_FETCHED_EVENTS]:
@@ -295,9 +297,7 @@ class MissingEvents:
     async def _verified(
         self, room: RoomRef, events: Sequence[object], event_ids: Sequence[EventId] | None = None
     ) -> list[Pdu]:
-        outcomes = await self.gate.verify(room.version, events, pushed=False, event_ids=event_ids)
-        pdus = [one for one in outcomes if isinstance(one, Pdu) and one.room_id == room.room_id]
-        return list({pdu.event_id: pdu for pdu in pdus}.values())
+        return _of_room(room, await self.gate.verify(room.version, events, pushed=False, event_ids=event_ids))
 
     async def not_stored(self, room: RoomRef, event_ids: Collection[EventId]) -> set[EventId]:
         """Those of some events that are not here, or were never checked."""
@@ -337,6 +337,12 @@ def parents_first(pdus: Iterable[Pdu], *, auth_events_too: bool = False) -> list
             if waiting_for[child] == 0:
                 heappush(ready, child)
     return order
+
+
+def _of_room(room: RoomRef, outcomes: Iterable[Pdu | RefusedPdu]) -> list[Pdu]:
+    """The events of a room that the gate lets in, each once."""
+    pdus = [one for one in outcomes if isinstance(one, Pdu) and one.room_id == room.room_id]
+    return list({pdu.event_id: pdu for pdu in pdus}.values())
 
 
 def _event_ids(texts: Iterable[str]) -> list[EventId]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId
+from homeserver.services.missing_events import EVENTS_AT_ONCE, MAX_ROUNDS
 from tests.clients import Client
 from tests.federation.joined_rooms import bodies, is_shown, joined, state_of
 from tests.federation.peers import Peer
@@ -148,3 +150,46 @@ async def test_a_long_gap_that_cannot_be_closed_is_bridged(
     await until(has_come)
     assert (await state_of(alice, room, "m.room.topic"))["topic"] == "in the gap"
     assert room.requests("state_ids") or room.requests("state")
+
+
+def unverifiable(room: PlayedRoom, event: Pdu, peer: Peer) -> None:
+    """Let the peers give an event with a signature that nobody can check."""
+    room.garble(event, signatures={peer.name: {"ed25519:gone": "A" * 86}})
+
+
+async def test_an_event_that_nobody_can_verify_spoils_nothing_that_builds_on_it(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    await joined(alice, room)
+    tea, forks = user_of(peer, "tea"), room.heads
+    good, bad = (room.event(tea, "m.room.message", {"body": body}, prev=forks) for body in ("good", "bad"))
+    unverifiable(room, bad, peer)
+    for body in ("first", "second"):
+        await send(here, peer, [room.event(tea, "m.room.message", {"body": body}, prev=[good, bad])])
+        await until(lambda: given_up(here, room))
+    last = room.event(tea, "m.room.message", {"body": "last"})
+    await send(here, peer, [last])
+    await until_said(alice, room, "good", "last")
+    assert not await is_shown(alice, room, bad)
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+async def test_a_member_whom_nobody_can_verify_does_not_end_the_room(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client, speaks: bool
+) -> None:
+    """After a gap that cannot be closed, or after what that member says."""
+    tea, coffee = user_of(peer, "tea"), user_of(notary, "coffee")
+    room = PlayedRoom.new([peer, notary], members=[tea, coffee])
+    unverifiable(room, room.events[room.state["m.room.member", coffee]], notary)
+    await joined(alice, room)
+    if speaks:
+        await send(here, notary, [room.event(coffee, "m.room.message", {"body": "coffee"})])
+    else:
+        for number in range(2 * MAX_ROUNDS * EVENTS_AT_ONCE):
+            room.event(tea, "m.room.message", {"body": f"missed {number}"})
+    for body in ("later", "last"):
+        event = room.event(tea, "m.room.message", {"body": body})
+        await send(here, peer, [event])
+        await until(lambda: given_up(here, room))
+    await until_said(alice, room, "last")

@@ -12,11 +12,11 @@ from homeserver.errors import Unavailable
 from homeserver.protocol.events import Pdu
 from homeserver.services import incoming_events
 from homeserver.services.event_intake import Blocked, EventIntake
-from homeserver.services.incoming_events import MAX_GAPS_OF_SERVER
+from homeserver.services.incoming_events import GIVE_UP_S, MAX_GAPS_OF_SERVER, MAX_LATER
 from storage.room_heads import RoomRef
 from tests.clients import Client
 from tests.federation.joined_rooms import is_shown, join_by, joined
-from tests.federation.peers import Answer, Asked, Peer
+from tests.federation.peers import Answer, Asked, Peer, error_answer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.room_answers import ENDPOINTS, answer_to_join
 from tests.federation.test_contention import silent, text, with_gap
@@ -27,6 +27,7 @@ from tests.servers import RunningServer
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incoming_events, "PAUSE_S", 0.05)
+    monkeypatch.setattr(incoming_events, "MAX_PAUSE_S", 0.2)
     monkeypatch.setattr(incoming_events, "OTHERS_PATIENCE_S", 0.1)
 
 
@@ -80,6 +81,94 @@ async def test_prom_fed_what_nobody_gives_is_left_out_in_the_end(
     await send(here, peer, [behind])
     await until(lambda: given_up(here, room))
     assert not await is_shown(alice, room, behind)
+
+
+@pytest.mark.invariant("PROM-FED")
+async def test_prom_fed_what_comes_late_waits_as_long_as_what_came_early(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = PlayedRoom.new([peer, notary])
+    await joined(alice, room)
+    room.answers["get_missing_events"] = lambda asked: unable(asked) if asked.peer is notary else None
+    await send(here, peer, junk(room, user_of(peer, "tea"), 1))
+    await until(lambda: asked_once(room))
+    room.fail("get_missing_events", 503)
+    now = incoming_events._now
+    monkeypatch.setattr(incoming_events, "_now", lambda: now() + GIVE_UP_S)
+    late = with_gap(room, "late")
+    asked = len(room.requests("get_missing_events"))
+    await send(here, peer, [late])
+    await until(lambda: asked_more_than(room, asked))
+    room.answers.clear()
+    other = PlayedRoom.new([peer])
+    await send(here, peer, [other.event(user_of(peer, "tea"), "m.room.message", apart=True)])
+    await until_said(alice, room, "kept back", "late")
+
+
+@pytest.mark.invariant("PROM-FED")
+async def test_prom_fed_many_gaps_that_have_to_wait_keep_no_other_from_its_turn(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer, notary])
+    await joined(alice, room)
+    room.answers["get_missing_events"] = lambda asked: unable(asked) if asked.peer is notary else None
+    await send(here, peer, [*junk(room, user_of(peer, "tea"), MAX_LATER), with_gap(room, "well")])
+    await until_said(alice, room, "kept back", "well")
+
+
+@pytest.mark.invariant("PROM-FED")
+async def test_prom_fed_what_was_fetched_for_an_event_in_vain_serves_others(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    await joined(alice, room)
+    tea, forks = user_of(peer, "tea"), room.heads
+    given, withheld = (
+        room.event(tea, "m.room.message", text(body), prev=forks) for body in ("given", "withheld")
+    )
+    room.withhold(withheld)
+    events = [
+        room.event(tea, "m.room.message", text("lost"), prev=[given, withheld]),
+        room.event(tea, "m.room.message", text("had"), prev=[given]),
+    ]
+    await send(here, peer, events)
+    await until_said(alice, room, "given", "had")
+    await until(lambda: given_up(here, room))
+    assert not await is_shown(alice, room, events[0])
+
+
+@pytest.mark.invariant("SEC-FED-3")
+async def test_sec_fed_3_what_the_acl_forbids_one_server_another_may_have_sent(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer, notary])
+    await joined(alice, room)
+    tea, fork = user_of(peer, "tea"), room.heads
+    behind = with_gap(room, "behind a gap")
+    room.fail("get_missing_events", 503)
+    for one in (notary, peer):
+        await send(here, one, [behind])
+    acl = {"allow": ["*"], "deny": [notary.name.rsplit(":", 1)[0]], "allow_ip_literals": True}
+    await send(here, peer, [room.event(tea, "m.room.server_acl", acl, "", prev=fork, apart=True)])
+    await until(lambda: waits_only_of(here, room, peer))
+    room.answers.clear()
+    other = PlayedRoom.new([peer])
+    await send(here, peer, [other.event(tea, "m.room.message", apart=True)])
+    await until_said(alice, room, "kept back", "behind a gap")
+
+
+def unable(_: Asked) -> Answer:
+    return error_answer(503, "M_UNKNOWN")
+
+
+async def asked_more_than(room: PlayedRoom, count: int) -> bool:
+    return len(room.requests("get_missing_events")) > count
+
+
+async def waits_only_of(server: RunningServer, room: PlayedRoom, peer: Peer) -> bool:
+    async with server.services.room_history.database.connection() as tx:
+        query = "SELECT origin FROM waiting_pdus JOIN rooms ON nid = room_nid WHERE room_id = $1"
+        return [row["origin"] for row in await tx.fetch(query, room.room_id)] == [peer.name]
 
 
 @pytest.mark.invariant("SEC-FED-2")
