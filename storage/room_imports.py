@@ -69,12 +69,15 @@ class PendingJoin:
     """How often it was tried again since it broke off."""
 
 
-class Lease(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Lease:
     """What an attempt to join a room has to hold whenever it writes; it may have lost it."""
 
     room_nid: int
     number: int
     """Each lease has another one."""
+    had_broken_off: bool
+    """Whether an earlier join is still to be made, should this attempt fail."""
 
 
 class LeaseLost(Unavailable):
@@ -84,27 +87,25 @@ class LeaseLost(Unavailable):
 async def take_lease(
     tx: Transaction, room_nid: int, join: PendingJoin, now: int, leased_until: int
 ) -> Lease | None:
-    """Be the only one that joins a room until a time in ms; None where somebody else does."""
+    """Be the only one that joins a room until a time in ms; None where somebody else does.
+
+    Where an earlier join broke off, that one stays what is wanted.
+    """
+    query = """
+        UPDATE room_joins SET leased_until = $3, number = DEFAULT, join_nid = NULL
+        WHERE room_nid = $1 AND leased_until < $2 RETURNING number
+    """
+    if (number := await tx.fetchval(query, room_nid, now, leased_until)) is not None:
+        return Lease(room_nid, number, had_broken_off=True)
     query = """
         INSERT INTO room_joins (room_nid, leased_until, user_id, content, servers, attempts)
-        VALUES ($1, $3, $4, $5, $6, $7)
-        ON CONFLICT (room_nid) DO UPDATE
-        SET leased_until = excluded.leased_until, number = excluded.number, join_nid = NULL,
-            user_id = excluded.user_id, content = excluded.content, servers = excluded.servers,
-            attempts = excluded.attempts
-        WHERE room_joins.leased_until < $2 RETURNING number
+        VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (room_nid) DO NOTHING RETURNING number
     """
+    content = canonical_json(join.content)
     number = await tx.fetchval(
-        query,
-        room_nid,
-        now,
-        leased_until,
-        join.user_id,
-        canonical_json(join.content),
-        list(join.servers),
-        join.attempts,
+        query, room_nid, leased_until, join.user_id, content, list(join.servers), join.attempts
     )
-    return None if number is None else Lease(room_nid, number)
+    return None if number is None else Lease(room_nid, number, had_broken_off=False)
 
 
 async def take_broken_off(tx: Transaction, now: int) -> list[tuple[RoomRef, PendingJoin]]:
@@ -142,24 +143,25 @@ async def extend_lease(tx: Transaction, lease: Lease, leased_until: int) -> None
     query = """
         UPDATE room_joins SET leased_until = $3 WHERE room_nid = $1 AND number = $2 RETURNING true
     """
-    _check(await tx.fetchval(query, *lease, leased_until))
+    _check(await tx.fetchval(query, lease.room_nid, lease.number, leased_until))
 
 
 async def end_lease(tx: Transaction, lease: Lease) -> None:
     """The attempt has ended, and no other is to be made."""
-    await tx.execute("DELETE FROM room_joins WHERE room_nid = $1 AND number = $2", *lease)
+    query = "DELETE FROM room_joins WHERE room_nid = $1 AND number = $2"
+    await tx.execute(query, lease.room_nid, lease.number)
 
 
 async def break_off(tx: Transaction, lease: Lease) -> None:
-    """The attempt has come to nothing, and is to be made again."""
+    """The attempt has come to nothing, and another is to be made."""
     query = "UPDATE room_joins SET leased_until = 0 WHERE room_nid = $1 AND number = $2"
-    await tx.execute(query, *lease)
+    await tx.execute(query, lease.room_nid, lease.number)
 
 
 async def announce(tx: Transaction, lease: Lease, join_nid: int) -> None:
     """Tell with which event the attempt enters the room: `persist` publishes no other. Raises LeaseLost."""
     query = "UPDATE room_joins SET join_nid = $3 WHERE room_nid = $1 AND number = $2 RETURNING true"
-    _check(await tx.fetchval(query, *lease, join_nid))
+    _check(await tx.fetchval(query, lease.room_nid, lease.number, join_nid))
 
 
 @asynccontextmanager
@@ -167,7 +169,7 @@ async def leased(database: Database, lease: Lease) -> AsyncIterator[Transaction]
     """A transaction of an attempt: nobody else takes the lease before it ends. Raises LeaseLost."""
     async with database.transaction() as tx:
         query = "SELECT true FROM room_joins WHERE room_nid = $1 AND number = $2 FOR SHARE"
-        _check(await tx.fetchval(query, *lease))
+        _check(await tx.fetchval(query, lease.room_nid, lease.number))
         yield tx
 
 

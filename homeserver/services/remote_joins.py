@@ -1,8 +1,8 @@
 """Joining rooms through servers that are in them.
 
 The servers that may be are asked in turn for a template; the join that is made of it is sent to the one that
-gave it, which answers with the state of the room. Meanwhile the room is leased, so that only one such join
-goes on at a time, in all processes, and events that already come for it wait.
+gave it, which answers with the state of the room. From the first join that is sent the room is leased, so
+that only one such attempt goes on at a time, in all processes, and events that already come for it wait.
 Source: Server-Server API, "Joining Rooms", "Restricted rooms".
 """
 
@@ -85,6 +85,14 @@ class _Template:
     server_name: ServerName
     version: RoomVersion
     join: Pdu
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """An attempt to join a room, and what it holds from the first join that it sends to its end."""
+
+    wanted: PendingJoin
+    held: tuple[RoomRef, Lease] | None = None
 
 
 class RemoteJoins:
@@ -176,6 +184,18 @@ class RemoteJoins:
             self._running.pop(room_id).set_result(None)
 
     async def _join(self, wanted: PendingJoin) -> EventId:
+        attempt = _Attempt(wanted)
+        try:
+            event_id = await self._while_renewed(attempt, lambda: self._ask_in_turn(attempt))
+        except Exception as error:  # not where the server stops: then it is to be finished
+            await self._end_lease(attempt, is_over=isinstance(error, RoomIsHere))
+            raise
+        await self._end_lease(attempt, is_over=True)
+        return event_id
+
+    async def _ask_in_turn(self, attempt: _Attempt) -> EventId:
+        """Join through the first server that lets us. Raises what `join` raises."""
+        wanted = attempt.wanted
         user_id, room_id, content = wanted.user_id, wanted.room_id, wanted.content
         candidates = await self._candidates(room_id, wanted.servers)
         own_nid = await self._dictionaries.atoms.nid(self._own.server_name)
@@ -195,7 +215,7 @@ class RemoteJoins:
                         template = await self._template(server_name, user_id, room_id, content, limit_s)
                 finally:
                     left_s -= _now() - asked
-                return await self._join_through(template, wanted)
+                return await self._join_through(template, attempt)
             except FederationError as error:
                 log.info("%s is not joined through %r: %s", room_id, server_name, error.reason)
                 if (final := _final_answer(error)) is not None:
@@ -254,7 +274,7 @@ class RemoteJoins:
             raise InvalidResponse(server_name, f"no template: {error}") from None
         return _Template(server_name, version, stored_pdu(room_id, join.event_id, signed))
 
-    async def _join_through(self, template: _Template, wanted: PendingJoin) -> EventId:
+    async def _join_through(self, template: _Template, attempt: _Attempt) -> EventId:
         """Send a join to the server that proposed it. Raises FederationError, RoomIsHere."""
         room_id = template.join.room_id
         shared = await self._shared(room_id)
@@ -269,14 +289,11 @@ class RemoteJoins:
             room = await room_imports.open_room(tx, room_id, template.version, new_nid)
         if room.version is not template.version:
             raise InvalidResponse(template.server_name, "it takes the room for one of another version")
-        lease = await self._take_lease(room, wanted)
-        try:
-            event_id = await self._while_leased(room, lease, lambda: self._enter(room, template, lease))
-        except Exception:  # not where it is cancelled because the server stops: then it is to be finished
-            await self._end_lease(room, lease, is_over=wanted.attempts == 0)
-            raise
-        await self._end_lease(room, lease)
-        return event_id
+        lease = await self._take_lease(room, attempt.wanted) if attempt.held is None else attempt.held[1]
+        attempt.held = room, lease
+        if await self._is_here(room_id):
+            raise RoomIsHere(room_id)
+        return await self._enter(room, template, lease)
 
     async def _place(self, server_name: ServerName, room: RoomRef, join: Pdu) -> None:
         """Give a join that others have taken its place in a room that we are in.
@@ -346,26 +363,31 @@ class RemoteJoins:
             return await shared_rooms.find_one(tx, room_id, own_nid)
 
     async def _take_lease(self, room: RoomRef, wanted: PendingJoin) -> Lease:
+        """Be the only one that joins a room; the lease may be of one that is here. Raises RoomIsHere."""
         give_up = _now() + PATIENCE_S
         while True:
             now = self._clock()
             async with self._database.connection() as tx:
                 lease = await room_imports.take_lease(tx, room.nid, wanted, now, now + LEASE_MS)
-            if await self._is_here(room.room_id):
-                if lease is not None:
-                    await self._end_lease(room, lease)
-                raise RoomIsHere(room.room_id)
             if lease is not None:
                 return lease
+            if await self._is_here(room.room_id):
+                raise RoomIsHere(room.room_id)
             if _now() > give_up:
                 raise _busy()
             await asyncio.sleep(LEASE_PAUSE_S)
 
-    async def _end_lease(self, room: RoomRef, lease: Lease, *, is_over: bool = True) -> None:
-        """Let others have the room, and see to what came for it; unless it `is_over` that goes on waiting."""
+    async def _end_lease(self, attempt: _Attempt, *, is_over: bool) -> None:
+        """Let others have the room, and see to what came for it.
+
+        Unless it `is_over`, that goes on waiting where an earlier join is still to be made.
+        """
+        if attempt.held is None:
+            return
+        room, lease = attempt.held
         try:
             async with self._database.connection() as tx:
-                if is_over:
+                if is_over or not lease.had_broken_off:
                     await room_imports.end_lease(tx, lease)
                 else:
                     await room_imports.break_off(tx, lease)
@@ -373,12 +395,10 @@ class RemoteJoins:
             log.warning("the lease of %s is not ended: the database cannot be reached", room.room_id)
         self._incoming.resume(room)
 
-    async def _while_leased(
-        self, room: RoomRef, lease: Lease, work: Callable[[], Awaitable[EventId]]
-    ) -> EventId:
-        """Do what may take long, and keep the lease of the room meanwhile."""
+    async def _while_renewed(self, attempt: _Attempt, work: Callable[[], Awaitable[EventId]]) -> EventId:
+        """Do what may take long, and keep the lease of the room meanwhile, once it is held."""
         async with asyncio.TaskGroup() as tasks:
-            renewing = tasks.create_task(self._renew(room, lease))
+            renewing = tasks.create_task(self._renew(attempt))
             try:
                 return await work()
             except Exception as error:  # which must not become one of a group
@@ -387,9 +407,12 @@ class RemoteJoins:
                 renewing.cancel()
         raise failure
 
-    async def _renew(self, room: RoomRef, lease: Lease) -> None:
+    async def _renew(self, attempt: _Attempt) -> None:
         while True:
             await asyncio.sleep(LEASE_RENEWAL_S)
+            if attempt.held is None:
+                continue
+            room, lease = attempt.held
             try:
                 async with self._database.connection() as tx:
                     await room_imports.extend_lease(tx, lease, self._clock() + LEASE_MS)

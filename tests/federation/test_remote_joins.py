@@ -24,7 +24,7 @@ from tests.federation.homeservers import NOBODY_THERE, name_of, new_word
 from tests.federation.joined_rooms import bodies, comes, join_by, joined, members, state_of
 from tests.federation.peers import Answer, Asked, Peer, error_answer, json_answer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
-from tests.federation.room_answers import answer_to_join
+from tests.federation.room_answers import ENDPOINTS, answer_to_join
 from tests.servers import RunningServer, unique_name
 
 BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
@@ -267,6 +267,52 @@ async def test_a_join_that_broke_off_is_tried_ten_times(
     assert found == [1] * remote_joins.MAX_ATTEMPTS
     assert len(room.requests("send_join")) == 1 + remote_joins.MAX_ATTEMPTS
     assert await leases(here, room) == 0
+
+
+async def test_an_attempt_that_fails_leaves_a_join_that_broke_off_as_it_was(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    carol = await here.nobody.register(unique_name("carol"))
+    room.fail("send_join", 404, "M_NOT_FOUND")
+    await join_by(alice, room.room_id, peer.name)
+    await put_lease(here, room, alice)
+    early = room.event(user_of(peer, "tea"), "m.room.message", {"body": "early"})
+    await send(here, peer, [early])
+    failed = await join_by(carol, room.room_id, peer.name)
+    waiting = await waiting_events(here, room)
+    del room.answers["send_join"]
+    await here.services.remote_joins.finish_broken_off()
+
+    assert failed.error == NOT_FOUND
+    assert waiting == 1
+    assert await members(alice, room) == {user_of(peer, "tea"), alice.user_id}
+    assert await leases(here, room) == 0
+
+
+async def test_what_comes_early_waits_while_one_server_after_another_is_asked(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer, notary])
+    held = []
+
+    async def early(asked: Asked) -> Answer:
+        message = room.event(user_of(peer, "tea"), "m.room.message", {"body": "early"}, apart=True)
+        await send(here, peer, [message])
+        return error_answer(502, "M_UNKNOWN")
+
+    async def counted(asked: Asked) -> Answer:
+        held.append((await leases(here, room), await waiting_events(here, room)))
+        answer = ENDPOINTS["make_join"][2](room, asked)
+        assert answer is not None
+        return answer
+
+    room.answers["send_join"] = lambda asked: early(asked) if asked.peer is peer else None
+    room.answers["make_join"] = lambda asked: counted(asked) if asked.peer is notary else None
+    answer = await join_by(alice, room.room_id, peer.name, notary.name)
+
+    assert answer.status == 200
+    assert held == [(1, 1)]
 
 
 async def test_a_join_that_breaks_off_again_and_again_keeps_no_other_from_being_made(
