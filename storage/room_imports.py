@@ -27,6 +27,7 @@ ROWS_AT_ONCE: Final = 500
 
 _NO_LIVE_EVENT: Final = "(SELECT max(room_seq) FROM events WHERE events.room_nid = $1) IS NULL"
 """Told by an index. PostgreSQL might look for an event that does NOT EXIST in the whole table."""
+_DONE: Final = "leased_until < $1 AND events.nid = join_nid AND events.room_seq IS NOT NULL"
 _OF_AN_ATTEMPT: Final = ("room_state_log", "state_snap", "memberships", "room_servers")
 
 
@@ -91,6 +92,8 @@ async def take_lease(
 
     Where an earlier join broke off, that one stays what is wanted.
     """
+    query = f"DELETE FROM room_joins USING events WHERE {_DONE} AND room_joins.room_nid = $2"  # noqa: S608
+    await tx.execute(query, now, room_nid)
     query = """
         UPDATE room_joins SET leased_until = $3, number = DEFAULT, join_nid = NULL
         WHERE room_nid = $1 AND leased_until < $2 RETURNING number
@@ -109,7 +112,11 @@ async def take_lease(
 
 
 async def take_broken_off(tx: Transaction, now: int) -> list[tuple[RoomRef, PendingJoin]]:
-    """Joins that broke off: their process has died, or they failed when they were tried again, as now."""
+    """Joins that broke off: their process has died, or they failed when they were tried again, as now.
+
+    Those that are published already have only not been told to be over: now they are.
+    """
+    await tx.execute(f"DELETE FROM room_joins USING events WHERE {_DONE}", now)  # noqa: S608
     rows = await tx.fetch(
         """
         UPDATE room_joins SET attempts = attempts + 1 FROM rooms

@@ -10,7 +10,8 @@ import pytest
 
 from homeserver.errors import Unavailable
 from homeserver.protocol.auth_events import AUTHORISER, CREATE
-from homeserver.protocol.event_hashes import decode_event_id
+from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
+from homeserver.protocol.events import Pdu
 from homeserver.protocol.signing import sign_event
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import remote_joins
@@ -188,15 +189,22 @@ async def test_an_attempt_to_join_a_room_leaves_nothing_of_what_the_room_was_in_
     assert heads.cached(room.room_id, joining=True) is None
 
 
-async def put_lease(server: RunningServer, room: PlayedRoom, user: Client) -> None:
-    """What a process leaves that dies while it joins a room; the lease has run out."""
+async def put_lease(
+    server: RunningServer, room: PlayedRoom, user: Client, *, join: Pdu | None = None
+) -> None:
+    """What a process leaves that dies while it joins a room; the lease has run out.
+
+    `join`: the one that it has published.
+    """
     async with server.services.room_directory.database.connection() as tx:
         query = """
-            INSERT INTO room_joins (room_nid, leased_until, user_id, content, servers)
-            SELECT nid, $2, $3, '{"displayname":"Alice"}', $4 FROM rooms WHERE room_id = $1
+            INSERT INTO room_joins (room_nid, leased_until, user_id, content, servers, join_nid)
+            SELECT nid, $2, $3, '{"displayname":"Alice"}', $4, (SELECT nid FROM events WHERE event_id = $5)
+            FROM rooms WHERE room_id = $1
         """
         servers = [peer.name for peer in room.peers]
-        await tx.execute(query, room.room_id, server.clock() - 1, user.user_id, servers)
+        event_id = None if join is None else encode_event_id(join.event_id)
+        await tx.execute(query, room.room_id, server.clock() - 1, user.user_id, servers, event_id)
 
 
 async def leases(server: RunningServer, room: PlayedRoom) -> int:
@@ -266,6 +274,33 @@ async def test_a_join_that_broke_off_is_tried_ten_times(
 
     assert found == [1] * remote_joins.MAX_ATTEMPTS
     assert len(room.requests("send_join")) == 1 + remote_joins.MAX_ATTEMPTS
+    assert await leases(here, room) == 0
+
+
+async def test_a_join_that_is_published_is_not_made_again(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    join = await joined(alice, room)
+    await put_lease(here, room, alice, join=join)
+    assert (await alice.post(room_path(room.room_id, "leave"), {})).status == 200
+    await here.services.remote_joins.finish_broken_off()
+
+    assert await leases(here, room) == 0
+    assert len(room.requests("send_join")) == 1
+
+
+async def test_an_attempt_that_fails_after_a_join_that_is_published_leaves_nothing_to_be_made(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room = PlayedRoom.new([peer])
+    join = await joined(alice, room)
+    assert (await alice.post(room_path(room.room_id, "leave"), {})).status == 200
+    await put_lease(here, room, alice, join=join)
+    room.fail("send_join", 400)
+    answer = await join_by(alice, room.room_id, peer.name)
+
+    assert answer.error == NO_ANSWER
     assert await leases(here, room) == 0
 
 
