@@ -24,6 +24,9 @@ from storage.packed_state import StateEntries
 from storage.room_heads import RoomRef
 
 ROWS_AT_ONCE: Final = 500
+PAUSE_MS: Final = 15 * 1000
+"""How long a join that broke off waits when it was tried again; each time twice as long, and this more."""
+MAX_PAUSE_MS: Final = 60 * 60 * 1000
 
 _NO_LIVE_EVENT: Final = "(SELECT max(room_seq) FROM events WHERE events.room_nid = $1) IS NULL"
 """Told by an index. PostgreSQL might look for an event that does NOT EXIST in the whole table."""
@@ -112,18 +115,20 @@ async def take_lease(
 
 
 async def take_broken_off(tx: Transaction, now: int) -> list[tuple[RoomRef, PendingJoin]]:
-    """Joins that broke off: their process has died, or they failed when they were tried again, as now.
+    """Joins to be tried again: their process has died, or they failed some time ago; longer, the more often.
 
     Those that are published already have only not been told to be over: now they are.
     """
     await tx.execute(f"DELETE FROM room_joins USING events WHERE {_DONE}", now)  # noqa: S608
     rows = await tx.fetch(
         """
-        UPDATE room_joins SET attempts = attempts + 1 FROM rooms
-        WHERE rooms.nid = room_nid AND leased_until < $1
+        UPDATE room_joins SET attempts = attempts + 1, leased_until = $1::bigint - 1 FROM rooms
+        WHERE rooms.nid = room_nid AND leased_until + least($2 * (2 ^ attempts - 1), $3) < $1::bigint
         RETURNING room_nid, room_id, version, user_id, content, servers, attempts
         """,
         now,
+        float(PAUSE_MS),
+        float(MAX_PAUSE_MS),
     )
     return [
         (
@@ -159,10 +164,10 @@ async def end_lease(tx: Transaction, lease: Lease) -> None:
     await tx.execute(query, lease.room_nid, lease.number)
 
 
-async def break_off(tx: Transaction, lease: Lease) -> None:
+async def break_off(tx: Transaction, lease: Lease, now: int) -> None:
     """The attempt has come to nothing, and another is to be made."""
-    query = "UPDATE room_joins SET leased_until = 0 WHERE room_nid = $1 AND number = $2"
-    await tx.execute(query, lease.room_nid, lease.number)
+    query = "UPDATE room_joins SET leased_until = $3 WHERE room_nid = $1 AND number = $2"
+    await tx.execute(query, lease.room_nid, lease.number, now - 1)
 
 
 async def announce(tx: Transaction, lease: Lease, join_nid: int) -> None:

@@ -390,7 +390,7 @@ class RemoteJoins:
                 if is_over or not lease.had_broken_off:
                     await room_imports.end_lease(tx, lease)
                 else:
-                    await room_imports.break_off(tx, lease)
+                    await room_imports.break_off(tx, lease, self._clock())
         except Unavailable:
             log.warning("the lease of %s is not ended: the database cannot be reached", room.room_id)
         self._incoming.resume(room)

@@ -19,6 +19,7 @@ from homeserver.services.join_imports import JoinImports
 from storage.persist_connection import PersistConnection
 from storage.persister import Persister
 from storage.room_heads import RoomRef
+from storage.room_imports import MAX_PAUSE_MS, PAUSE_MS
 from tests.client_api.rooms import new_room, room_path
 from tests.clients import Client
 from tests.federation.homeservers import NOBODY_THERE, name_of, new_word
@@ -207,6 +208,16 @@ async def put_lease(
         await tx.execute(query, room.room_id, server.clock() - 1, user.user_id, servers, event_id)
 
 
+async def pass_time(server: RunningServer, room: PlayedRoom, time_ms: int) -> None:
+    """Let a join that broke off have waited so much longer."""
+    async with server.services.room_directory.database.connection() as tx:
+        query = """
+            UPDATE room_joins SET leased_until = leased_until - $2
+            FROM rooms WHERE nid = room_nid AND room_id = $1
+        """
+        await tx.execute(query, room.room_id, time_ms)
+
+
 async def leases(server: RunningServer, room: PlayedRoom) -> int:
     async with server.services.room_directory.database.connection() as tx:
         query = "SELECT count(*) FROM room_joins JOIN rooms ON nid = room_nid WHERE room_id = $1"
@@ -270,11 +281,30 @@ async def test_a_join_that_broke_off_is_tried_ten_times(
     found = []
     for _ in range(remote_joins.MAX_ATTEMPTS):
         found.append(await leases(here, room))
+        await pass_time(here, room, MAX_PAUSE_MS + 1)
         await here.services.remote_joins.finish_broken_off()
 
     assert found == [1] * remote_joins.MAX_ATTEMPTS
     assert len(room.requests("send_join")) == 1 + remote_joins.MAX_ATTEMPTS
     assert await leases(here, room) == 0
+
+
+@pytest.mark.parametrize("endpoint", ["make_join", "send_join"])
+async def test_a_join_that_broke_off_is_tried_again_after_growing_pauses(
+    here: RunningServer, peer: Peer, alice: Client, endpoint: str
+) -> None:
+    room = PlayedRoom.new([peer])
+    room.fail("send_join", 404, "M_NOT_FOUND")
+    await join_by(alice, room.room_id, peer.name)
+    await put_lease(here, room, alice)
+    room.fail(endpoint, 400)
+    before, tried = len(room.requests(endpoint)), []
+    for pause in (0, PAUSE_MS // 2, PAUSE_MS, 2 * PAUSE_MS, PAUSE_MS + 1):
+        await pass_time(here, room, pause)
+        await here.services.remote_joins.finish_broken_off()
+        tried.append(len(room.requests(endpoint)) - before)
+
+    assert tried == [1, 1, 2, 2, 3]
 
 
 async def test_a_join_that_is_published_is_not_made_again(
