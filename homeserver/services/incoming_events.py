@@ -254,7 +254,7 @@ class IncomingEvents:
                 news.clear()
                 try:
                     this = await self._work_off(queue, waits_since, had_turn)
-                    if not this.later:
+                    if not (this.later or this.is_over):
                         if not news.is_set():
                             return
                         pause_s = PAUSE_S

@@ -78,7 +78,7 @@ async def test_prom_fed_what_nobody_gives_is_left_out_in_the_end(
     await joined(alice, room)
     room.fail("get_missing_events", 503)
     behind = with_gap(room, "behind a gap")
-    await send(here, peer, [behind])
+    await send(here, peer, [behind, *junk(room, user_of(peer, "tea"), 2 * MAX_LATER)])
     await until(lambda: given_up(here, room))
     assert not await is_shown(alice, room, behind)
 
