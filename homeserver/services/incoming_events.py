@@ -181,8 +181,10 @@ class IncomingEvents:
                 return
         if rest:
             is_member = wait or await self._is_member(ref, origin)
-            most = MAX_WAITING_OF_SERVER if is_member else MAX_WAITING_OF_STRANGER
-            most = MAX_WAITING_FOR_JOIN if wait else most
+            if wait:
+                most = MAX_WAITING_FOR_JOIN
+            else:
+                most = MAX_WAITING_OF_SERVER if is_member else MAX_WAITING_OF_STRANGER
             await self._let_wait(ref, origin, rest, most, is_member=is_member)
             self._see_to(_Queue(ref, origin))
 

@@ -12,8 +12,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
 from homeserver.protocol.auth_events import CREATE, auth_state_keys
-from homeserver.protocol.auth_rules import check_auth
-from homeserver.protocol.errors import NotAllowed
+from homeserver.protocol.auth_rules import why_refused
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName
 from homeserver.protocol.room_versions import RoomVersion
@@ -189,11 +188,8 @@ class TrueRoom:
     def allows(self, pdu: Pdu, state: State) -> bool:
         """Whether the auth rules allow an event in a state."""
         keys = auth_state_keys(self.version, pdu.type, pdu.sender, pdu.state_key, pdu.content)
-        try:
-            check_auth(self.version, pdu, {key: self.events[state[key]] for key in keys if key in state})
-        except NotAllowed:
-            return False
-        return True
+        known = {key: self.events[state[key]] for key in keys if key in state}
+        return why_refused(self.version, pdu, known) is None
 
     def _add(self, pdu: Pdu) -> None:
         before = self.resolve([self.after[parent] for parent in pdu.prev_events])

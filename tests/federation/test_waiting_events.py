@@ -10,11 +10,13 @@ import pytest
 
 from homeserver.errors import Unavailable
 from homeserver.protocol.events import Pdu
+from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import incoming_events
 from homeserver.services.event_intake import Blocked, EventIntake
 from homeserver.services.incoming_events import GIVE_UP_S, MAX_GAPS_OF_SERVER, MAX_LATER
 from storage.room_heads import RoomRef
 from tests.clients import Client
+from tests.federation.homeservers import ask
 from tests.federation.joined_rooms import is_shown, join_by, joined
 from tests.federation.peers import Answer, Asked, Peer, error_answer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
@@ -37,6 +39,16 @@ def junk(room: PlayedRoom, sender: str, count: int) -> list[Pdu]:
     return [room.event(sender, "m.room.message", text("junk"), prev=[one], apart=True) for one in made_up]
 
 
+def denying(peer: Peer) -> JsonObject:
+    """A server ACL that lets all take part but one."""
+    return {"allow": ["*"], "deny": [peer.name.rsplit(":", 1)[0]], "allow_ip_literals": True}
+
+
+async def is_heard(server: RunningServer, peer: Peer) -> None:
+    """A server that failed asks for something: so it is there."""
+    await ask(server, peer, "/_matrix/federation/v1/query/profile?user_id=nobody")
+
+
 def ask_silently(room: PlayedRoom, silence: Any, *peers: Peer) -> None:
     """Let only some of the peers be silent about what is missing."""
     room.answers["get_missing_events"] = lambda asked: silence(asked) if asked.peer in peers else None
@@ -57,10 +69,7 @@ async def test_prom_fed_events_wait_for_a_server_that_cannot_answer_just_now(
     assert not await given_up(here, room)
 
     room.answers.clear()
-    other = PlayedRoom.new([peer])
-    await send(
-        here, peer, [other.event(user_of(peer, "tea"), "m.room.message", apart=True)]
-    )  # it is heard from
+    await is_heard(here, peer)
     await until_said(alice, room, "missed", *(f"behind {number}" for number in range(3)))
     assert await given_up(here, room)
 
@@ -100,8 +109,7 @@ async def test_prom_fed_what_comes_late_waits_as_long_as_what_came_early(
     await send(here, peer, [late])
     await until(lambda: asked_more_than(room, asked))
     room.answers.clear()
-    other = PlayedRoom.new([peer])
-    await send(here, peer, [other.event(user_of(peer, "tea"), "m.room.message", apart=True)])
+    await is_heard(here, peer)
     await until_said(alice, room, "kept back", "late")
 
 
@@ -148,12 +156,11 @@ async def test_sec_fed_3_what_the_acl_forbids_one_server_another_may_have_sent(
     room.fail("get_missing_events", 503)
     for one in (notary, peer):
         await send(here, one, [behind])
-    acl = {"allow": ["*"], "deny": [notary.name.rsplit(":", 1)[0]], "allow_ip_literals": True}
+    acl = denying(notary)
     await send(here, peer, [room.event(tea, "m.room.server_acl", acl, "", prev=fork, apart=True)])
     await until(lambda: waits_only_of(here, room, peer))
     room.answers.clear()
-    other = PlayedRoom.new([peer])
-    await send(here, peer, [other.event(tea, "m.room.message", apart=True)])
+    await is_heard(here, peer)
     await until_said(alice, room, "kept back", "behind a gap")
 
 
@@ -269,7 +276,7 @@ async def test_sec_fed_3_the_acl_holds_for_what_came_during_the_join(
 ) -> None:
     tea, evil = user_of(peer, "tea"), user_of(notary, "evil")
     room = PlayedRoom.new([peer, notary], members=[tea, evil])
-    acl = {"allow": ["*"], "deny": [notary.name.rsplit(":", 1)[0]], "allow_ip_literals": True}
+    acl = denying(notary)
     room.event(tea, "m.room.server_acl", acl, "")
     pushed: list[Pdu] = []
 

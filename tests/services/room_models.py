@@ -8,8 +8,7 @@ from random import Random
 from typing import Final
 
 from homeserver.protocol.auth_events import auth_state_keys, select_auth_events
-from homeserver.protocol.auth_rules import check_auth
-from homeserver.protocol.errors import NotAllowed
+from homeserver.protocol.auth_rules import why_refused
 from homeserver.protocol.events import EventDraft, Pdu, StateKey, build_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId
 from homeserver.protocol.room_versions import RoomVersion
@@ -82,11 +81,8 @@ class Model:
 
     def allows(self, pdu: Pdu, state: State) -> bool:
         keys = auth_state_keys(self.version, pdu.type, pdu.sender, pdu.state_key, pdu.content)
-        try:
-            check_auth(self.version, pdu, {key: self.events[state[key]] for key in keys if key in state})
-        except NotAllowed:
-            return False
-        return True
+        known = {key: self.events[state[key]] for key in keys if key in state}
+        return why_refused(self.version, pdu, known) is None
 
     def _behind(self, pdu: Pdu) -> set[EventId]:
         """The parents of an event, and those that it reaches through refused ones."""
