@@ -18,6 +18,7 @@ import asyncpg
 
 from homeserver.protocol.auth_events import POWER_LEVELS
 from homeserver.protocol.event_hashes import encode_event_id
+from homeserver.protocol.events import referenced_ids
 from homeserver.protocol.state_resolution import AuthGraph
 from storage.database import Database, Transaction
 from storage.dictionaries import Dictionaries
@@ -165,7 +166,8 @@ async def _nids_of_named(
     """The auth events of message events, which name them in their JSON only, as far as they are stored."""
     named = {
         row["nid"]: [
-            encode_event_id(event_id) for event_id in decode_event(row["flags"], row["json"])["auth_events"]
+            encode_event_id(event_id)
+            for event_id in referenced_ids(decode_event(row["flags"], row["json"])["auth_events"])
         ]
         for row in rows
     }

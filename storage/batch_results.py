@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from homeserver.protocol.events import redact_pdu
 from homeserver.protocol.identifiers import RoomId
-from homeserver.protocol.redaction import redact_pdu
 from storage.decisions import AliasTaken, EventsStored, Request
-from storage.event_batch import EventBatch, NewEvent, TxnKey, redacted_by
+from storage.event_batch import EventBatch, NewEvent, TxnKey
 from storage.event_flags import EventFlag
 from storage.persist_connection import Outcome
 from storage.room_batch import RoomBatch
@@ -66,7 +66,7 @@ def sort_out(rooms: Iterable[RoomBatch], batch: EventBatch, outcome: Outcome) ->
                 key = decided.request.key if event is decided.events[-1] else None
                 pos = outcome.first_pos + len(result.visible)
                 result.visible.append(_stream_event(pos, ref, event, key, redacted, redacting))
-        if any(redacted_by(event.pdu) or event.nid in redacted for event in room.events):
+        if any(event.pdu.redacts or event.nid in redacted for event in room.events):
             result.stale.append(ref.room_id)
     return result
 
@@ -110,7 +110,7 @@ def _stream_event(
 ) -> StreamEvent:
     assert event.seq is not None
     pdu, flags = event.pdu, event.flags
-    redacts = redacted_by(pdu)
+    redacts = pdu.redacts
     if redacts is not None and event.nid not in redacting:
         redacts = None  # it has no effect, or none yet
         flags |= EventFlag.SERVERS_ONLY

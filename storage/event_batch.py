@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from homeserver.protocol.errors import InvalidIdentifier
 from homeserver.protocol.event_hashes import encode_event_id
 from homeserver.protocol.events import Pdu, StateKey
-from homeserver.protocol.identifiers import EventId, RoomAlias, UserId, parse_event_id
+from homeserver.protocol.identifiers import EventId, RoomAlias, UserId
 from homeserver.protocol.room_versions import RoomVersion
 from storage.dictionaries import MEMBER_TYPE_NID
 from storage.event_codec import encode_event
@@ -168,8 +167,8 @@ class EventBatch:
         if event.seq is None:
             return
         self._missing += [(room.nid, encode_event_id(missing), event.nid) for missing in event.missing]
-        if (redacts := redacted_by(pdu)) is not None:
-            self._redactions.append((room.nid, encode_event_id(redacts), event.nid, event.redacts_others))
+        if pdu.redacts is not None:
+            self._redactions.append((room.nid, encode_event_id(pdu.redacts), event.nid, event.redacts_others))
         for change in event.changes:
             event_nid = REMOVED if change.now is None else change.now.nid
             self._states.append((room.nid, event.seq, *change.key, event_nid))
@@ -221,20 +220,4 @@ def is_for_servers_only(pdu: Pdu) -> bool:
     """Whether clients are never shown an event, as far as that can be seen from itself."""
     if pdu.type not in _NOT_ALWAYS_SHOWN or pdu.state_key is not None:
         return False
-    return pdu.type == DUMMY_TYPE or redacted_by(pdu) is None
-
-
-def redacted_by(pdu: Pdu) -> EventId | None:
-    """The event that a redaction names as the one to take the content from; None for all other events."""
-    if pdu.type != "m.room.redaction" or pdu.state_key is not None:
-        return None
-    redacts = pdu.content.get("redacts")
-    return EventId(redacts) if isinstance(redacts, str) and _is_event_id(redacts) else None
-
-
-def _is_event_id(text: str) -> bool:
-    try:
-        parse_event_id(text)
-    except InvalidIdentifier:
-        return False
-    return True
+    return pdu.type == DUMMY_TYPE or pdu.redacts is None

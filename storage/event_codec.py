@@ -5,6 +5,7 @@ A dictionary is never changed once released: a better one gets a new number and 
 
 from __future__ import annotations
 
+import json
 import threading
 from importlib import resources
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 import orjson
 import zstandard
 
+from homeserver.protocol.canonical_json import canonical_event
 from homeserver.protocol.event_hashes import decode_event_id
 from homeserver.protocol.events import Pdu, stored_pdu
 from homeserver.protocol.identifiers import RoomId
@@ -59,15 +61,21 @@ def decode_event_bytes(flags: int, stored: bytes) -> bytes:
     return stored
 
 
-def decode_event(flags: int, stored: bytes) -> JsonObject:
-    """A stored event as JSON."""
-    event: JsonObject = orjson.loads(decode_event_bytes(flags, stored))
+def encode_pdu(version: RoomVersion, pdu: Pdu) -> bytes:
+    """The stored form of an event."""
+    return encode_event(canonical_event(version, pdu.json))
+
+
+def decode_event(flags: int, stored: bytes, *, any_number: bool = False) -> JsonObject:
+    """A stored event as JSON. `any_number`: integers beyond 64 bits, which old rooms may have, stay exact."""
+    canonical = decode_event_bytes(flags, stored)
+    event: JsonObject = json.loads(canonical) if any_number else orjson.loads(canonical)
     return event
 
 
 def decode_pdu(version: RoomVersion, room_id: RoomId, stored_id: bytes, flags: int, stored: bytes) -> Pdu:
     """What a row of table events holds, by its event_id, flags and json; a redacted event comes pruned."""
-    event = decode_event(flags, stored)
+    event = decode_event(flags, stored, any_number=not version.strict_json)
     if flags & EventFlag.REDACTED:
         event = redact(version, event)
-    return stored_pdu(room_id, decode_event_id(stored_id), event)
+    return stored_pdu(version, room_id, decode_event_id(stored_id), event)

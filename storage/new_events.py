@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import canonical_event
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import server_in
 from homeserver.protocol.power_levels import redacts_others
 from storage.dictionaries import Dictionaries, Dictionary
-from storage.event_batch import NewEvent, StateChange, is_for_servers_only, redacted_by
+from storage.event_batch import NewEvent, StateChange, is_for_servers_only
 from storage.event_codec import CODEC
 from storage.event_flags import EventFlag
 from storage.nids import NidBlocks
@@ -79,7 +79,7 @@ class NewEvents:
             changes = (change,)
             if _rescinds(pdu, replaces):
                 rescinds_for = change.server_nid
-        by_power = redacted_by(pdu) is not None and redacts_others(
+        by_power = pdu.redacts is not None and redacts_others(
             head.version, pdu, head.events([CREATE, POWER_LEVELS])
         )
         prev_nids = head.prev_nids
@@ -88,7 +88,7 @@ class NewEvents:
             nid=nid,
             seq=head.seq,
             pdu=pdu,
-            canonical=canonical_json(pdu.json),
+            canonical=canonical_event(head.version, pdu.json),
             type_nid=type_nid,
             sender_nid=sender_nid,
             skey_nid=skey_nid,
@@ -123,7 +123,7 @@ class NewEvents:
             nid=placed.nid,
             seq=head.seq if placed.is_live else None,
             pdu=pdu,
-            canonical=canonical_json(pdu.json),
+            canonical=canonical_event(head.version, pdu.json),
             type_nid=type_nid,
             sender_nid=sender_nid,
             skey_nid=skey_nid,

@@ -11,14 +11,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.event_hashes import encode_event_id
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import RoomId, ServerName, UserId
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from storage.database import Database, Transaction
 from storage.dictionaries import MEMBER_TYPE_NID, Dictionaries
-from storage.event_codec import CODEC, encode_event
+from storage.event_codec import CODEC, encode_pdu
 from storage.event_flags import EventFlag
 from storage.memberships import Membership
 from storage.nids import NidBlocks
@@ -165,7 +164,7 @@ class OutOfBandStore:
             self._nids.take(), pdu.room_id, event.version.version, atoms[self._server_name],
             atoms[user_id], event.membership, event.expected, event.stripped,
             self._nids.take(), encode_event_id(pdu.event_id), MEMBER_TYPE_NID, atoms[pdu.sender], pdu.depth,
-            pdu.origin_server_ts, recv_ts, flags, encode_event(canonical_json(pdu.json)),
+            pdu.origin_server_ts, recv_ts, flags, encode_pdu(event.version, pdu),
         )  # fmt: skip
         for attempt in range(MAX_BUSY):
             try:

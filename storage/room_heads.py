@@ -9,7 +9,7 @@ from typing import Final
 
 import asyncpg
 
-from homeserver.protocol.event_hashes import decode_event_id
+from homeserver.protocol.event_hashes import decode_event_id, reference_hash_text
 from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu, StateKey
 from homeserver.protocol.identifiers import EventId, RoomId
 from homeserver.protocol.room_versions import RoomVersion, room_version
@@ -57,6 +57,8 @@ class Extremity:
     seq: int
     is_sole: bool = True
     """Whether it was the only one when it came: the state after it is trunk(seq)."""
+    hash: str | None = None
+    """Its reference hash in base64, where references have one."""
 
 
 class Needs(Exception):
@@ -125,6 +127,13 @@ class RoomHead:
     def prev_events(self) -> tuple[EventId, ...]:
         """The prev_events of the next event."""
         return tuple(extremity.event_id for extremity in self._joined)
+
+    @property
+    def prev_hashes(self) -> dict[EventId, str]:
+        """The hashes that stand beside prev_events, where references have one."""
+        return {
+            extremity.event_id: extremity.hash for extremity in self._joined if extremity.hash is not None
+        }
 
     @property
     def prev_nids(self) -> tuple[int, ...] | None:
@@ -247,7 +256,8 @@ class RoomHead:
             self.state_ver = self.seq
             self._state.update(changes)
         if is_extremity:
-            left = (*left, Extremity(nid, pdu.event_id, pdu.depth, self.seq, is_sole=not left))
+            hash_ = reference_hash_text(self.version, pdu.json) if self.version.has_chosen_event_ids else None
+            left = (*left, Extremity(nid, pdu.event_id, pdu.depth, self.seq, is_sole=not left, hash=hash_))
         self.extremities = left
 
     def absorb(self, overlay: RoomHead) -> None:
@@ -352,14 +362,14 @@ class RoomHeads:
                 return None
             extremities = await tx.fetch(
                 """
-                SELECT room_seq, nid, event_id, depth, flags FROM events
+                SELECT room_seq, nid, event_id, depth, flags, json FROM events
                 WHERE nid IN (SELECT event_nid FROM room_ext WHERE room_nid = $1) ORDER BY room_seq
                 """,
                 room["nid"],
             )
             newest = await tx.fetchrow(
                 """
-                SELECT room_seq, nid, event_id, depth, flags FROM events
+                SELECT room_seq, nid, event_id, depth, flags, json FROM events
                 WHERE room_nid = $1 AND room_seq IS NOT NULL ORDER BY room_seq DESC, sub DESC LIMIT 1
                 """,
                 room["nid"],
@@ -373,16 +383,7 @@ class RoomHeads:
         head = RoomHead(
             ref,
             newest["room_seq"],
-            tuple(
-                Extremity(
-                    row["nid"],
-                    decode_event_id(row["event_id"]),
-                    row["depth"],
-                    row["room_seq"],
-                    is_sole=bool(row["flags"] & EventFlag.SOLE),
-                )
-                for row in (extremities or [newest])
-            ),
+            tuple(_extremity(ref, row) for row in (extremities or [newest])),
             state_ver=state_ver,
         )
         head.learn(await self.load_keys(head, FIRST_KEYS))
@@ -422,6 +423,20 @@ class RoomHeads:
         for row in rows:
             loaded[by_nid[row["type_nid"], row["skey_nid"]]] = stored_event(head.room, row)
         return loaded
+
+
+def _extremity(room: RoomRef, row: asyncpg.Record) -> Extremity:
+    hash_ = None
+    if room.version.has_chosen_event_ids:
+        hash_ = reference_hash_text(room.version, stored_event(room, row).pdu.json)
+    return Extremity(
+        row["nid"],
+        decode_event_id(row["event_id"]),
+        row["depth"],
+        row["room_seq"],
+        is_sole=bool(row["flags"] & EventFlag.SOLE),
+        hash=hash_,
+    )
 
 
 def stored_event(room: RoomRef, row: asyncpg.Record) -> StoredEvent:

@@ -18,7 +18,7 @@ from homeserver.protocol.identifiers import EventId, RoomId, UserId
 from homeserver.protocol.room_versions import ROOM_VERSIONS, room_version
 from storage.database import Database, Transaction
 from storage.dictionaries import MEMBER_TYPE_NID
-from storage.event_batch import StateChange, TxnKey, redacted_by
+from storage.event_batch import StateChange, TxnKey
 from storage.event_codec import decode_event
 from storage.event_flags import EventFlag
 from storage.memberships import Membership
@@ -251,8 +251,9 @@ def _redacts(row: asyncpg.Record, pdu: Pdu) -> EventId | None:
     if row["flags"] & EventFlag.SERVERS_ONLY:
         return None
     if row["flags"] & EventFlag.REDACTED:
-        pdu = stored_pdu(pdu.room_id, pdu.event_id, decode_event(row["flags"], row["json"]))
-    return redacted_by(pdu)
+        event = decode_event(row["flags"], row["json"])
+        pdu = stored_pdu(room_version(row["version"]), pdu.room_id, pdu.event_id, event)
+    return pdu.redacts
 
 
 def _room_of(row: asyncpg.Record) -> RoomRef:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from homeserver.protocol.canonical_json import canonical_json
-from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
-from homeserver.protocol.events import Pdu, stored_pdu
+from homeserver.protocol.event_hashes import encode_event_id
+from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from storage.database import Transaction
-from storage.event_codec import CODEC, decode_event, encode_event
+from storage.event_codec import CODEC, decode_pdu, encode_pdu
 from storage.room_heads import RoomRef
 
 
@@ -37,7 +36,7 @@ class Counts:
 
 
 async def add(
-    tx: Transaction, room_nid: int, origin: ServerName, pdus: Sequence[Pdu], *, by_stranger: bool
+    tx: Transaction, room: RoomRef, origin: ServerName, pdus: Sequence[Pdu], *, by_stranger: bool
 ) -> None:
     """Let events wait, behind those that wait already."""
     query = """
@@ -48,11 +47,11 @@ async def add(
     """
     await tx.execute(
         query,
-        room_nid,
+        room.nid,
         origin,
         by_stranger,
         [encode_event_id(pdu.event_id) for pdu in pdus],
-        [encode_event(canonical_json(pdu.json)) for pdu in pdus],
+        [encode_pdu(room.version, pdu) for pdu in pdus],
     )
 
 
@@ -82,7 +81,7 @@ async def find(tx: Transaction, room: RoomRef, origin: ServerName, event_id: Eve
 
 
 def _pdu(room: RoomRef, stored_id: bytes, data: bytes) -> Pdu:
-    return stored_pdu(room.room_id, decode_event_id(stored_id), decode_event(CODEC, data))
+    return decode_pdu(room.version, room.room_id, stored_id, CODEC, data)
 
 
 async def remove(

@@ -9,15 +9,16 @@ from typing import Final
 
 from hypothesis import strategies as st
 
+from homeserver.protocol import room_versions
 from homeserver.protocol.auth_events import POWER_LEVELS, auth_state_keys, select_auth_events
 from homeserver.protocol.auth_rules import check_auth
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId
-from homeserver.protocol.room_versions import RoomVersion, room_version
+from homeserver.protocol.room_versions import RoomVersion
 from tests.protocol.rooms import Draft, make_event
 
-ROOM_VERSIONS: Final = (room_version("11"), room_version("12"))
+ROOM_VERSIONS: Final = tuple(room_versions.ROOM_VERSIONS.values())
 
 PEOPLE: Final = ("@alice:one.test", "@bob:one.test", "@carol:two.test", "@dave:three.test", "@eve:three.test")
 """Alice creates every room."""
@@ -78,7 +79,8 @@ class _History:
 
     def start(self) -> _Place:
         alice = PEOPLE[0]
-        content = {"room_version": self.version.version}
+        creator = {"creator": alice} if self.version.creator_in_content else {}
+        content = {"room_version": self.version.version, **creator}
         create = self._make(Draft("m.room.create", alice, "", content), None)
         place = self._store(create, {})
         users = (

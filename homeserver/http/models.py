@@ -12,12 +12,12 @@ from functools import lru_cache
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Final, NewType, Self, get_args, get_origin
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from homeserver import errors
+from homeserver.protocol.canonical_json import write_json
 from homeserver.protocol.errors import InvalidIdentifier
 from homeserver.protocol.identifiers import (
     EventId,
@@ -209,7 +209,7 @@ class RawReply:
     @classmethod
     def json(cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> RawReply:
         """A response of any JSON value, with any status."""
-        return cls(orjson.dumps(value), status, headers)
+        return cls(write_json(value), status, headers)
 
 
 def json_object(data: bytes) -> JsonObject:

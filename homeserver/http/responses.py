@@ -20,6 +20,7 @@ from homeserver.http.cors import CORS_HEADERS
 from homeserver.http.models import RawReply, Reply
 from homeserver.http.request import Request
 from homeserver.http.routing import UnknownMethod
+from homeserver.protocol.canonical_json import write_json
 
 Answer: TypeAlias = Reply | Mapping[str, Any] | RawReply | web.StreamResponse
 """What a handler may return: a model, a JSON object, JSON as bytes, or any response of aiohttp."""
@@ -109,7 +110,7 @@ def response_of(answer: Answer) -> web.StreamResponse:
         case web.StreamResponse():
             return answer
         case _:
-            return WholeResponse(orjson.dumps(answer))
+            return WholeResponse(write_json(answer))
 
 
 def error_response(error: MatrixError) -> WholeResponse:

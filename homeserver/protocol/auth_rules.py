@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys
 from homeserver.protocol.errors import NotAllowed
-from homeserver.protocol.events import Pdu, StateKey
+from homeserver.protocol.events import Pdu, StateKey, has_oversized_text
 from homeserver.protocol.identifiers import EventId, is_user_id, server_in
 from homeserver.protocol.membership_rules import check_membership, membership_of
 from homeserver.protocol.power_levels import PowerLevels, check_power_levels
@@ -25,6 +25,8 @@ def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) 
     (`check_auth_events`), are checked elsewhere. Raises NotAllowed with the number of the rule that
     refused the event on its version's page, and nothing else whatever the content.
     """
+    if not version.strict_byte_limits and has_oversized_text(event):
+        raise NotAllowed("size limits", "the type or the state key has more than 255 bytes")
     if event.type == "m.room.create":
         _check_create(version, event)
         return
@@ -34,6 +36,12 @@ def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) 
             version.rule("3"),
             f"the room is for users of {server_in(create.sender)} only, not for {event.sender}",
         )
+    if event.type == "m.room.aliases" and version.aliases_of_servers:
+        if event.state_key is None:
+            raise NotAllowed("4.1", "an aliases event needs a state_key")
+        if event.state_key != server_in(event.sender):
+            raise NotAllowed("4.2", f"{event.sender} cannot set the aliases of {event.state_key}")
+        return
     if event.type == "m.room.member":
         check_membership(version, event, state)
         return
@@ -57,6 +65,8 @@ def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) 
         raise NotAllowed(version.rule("8"), f"the state key {event.state_key} is not {event.sender}'s own")
     if event.type == "m.room.power_levels":
         check_power_levels(version, event, create, previous)
+    if event.type == "m.room.redaction" and version.redactions_need_power:
+        _check_redaction(event, levels)
 
 
 def check_auth_events(
@@ -161,6 +171,19 @@ def _check_create(version: RoomVersion, event: Pdu) -> None:
         for user_id in additional:
             if not is_user_id(user_id):
                 raise NotAllowed("1.4", f"additional_creators names {user_id!r:.100}, which is not a user ID")
+
+
+def _check_redaction(event: Pdu, levels: PowerLevels) -> None:
+    """Up to version 2 a redaction is refused unless it takes effect."""
+    if levels.can_redact_others(event.sender):
+        return
+    redacts = event.json.get("redacts")
+    if not isinstance(redacts, str) or server_in(redacts) != server_in(event.event_id):
+        raise NotAllowed(
+            "11.3",
+            f"{event.sender} has level {levels.user_level(event.sender)}, redacting takes {levels.redact}, "
+            f"and {redacts!r:.100} is of another server",
+        )
 
 
 def _create_of_room(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> Pdu:

@@ -1,16 +1,21 @@
 """Canonical JSON: the one form of a value in bytes, over which hashes and signatures are made.
 
-Source: Appendices, "Canonical JSON".
+Events up to room version 5 may hold numbers that have no canonical form. For these it is what the first
+servers made of them, since all have to arrive at the same bytes.
+Source: Appendices, "Canonical JSON"; "Room Versions", section "Canonical JSON" of each version.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import orjson
+from canonicaljson import encode_canonical_json
 
 from homeserver.protocol.errors import BadJson
-from homeserver.protocol.strict_json import MAX_DEPTH, JsonObject
+from homeserver.protocol.room_versions import RoomVersion
+from homeserver.protocol.strict_json import MAX_DEPTH, JsonObject, MinusZero
 
 MAX_INTEGER: Final = 2**53 - 1
 
@@ -28,11 +33,38 @@ def canonical_json(value: JsonObject) -> bytes:
         raise BadJson(f"no canonical JSON: {error}") from None
 
 
-def check_canonical(value: Any, *, max_depth: int = MAX_DEPTH) -> None:
-    """Check that a value may stand in an event of room version 6 or later.
+def canonical_event(version: RoomVersion, event: JsonObject) -> bytes:
+    """The canonical JSON of an event, or of a part of it, that check_event_json allows. Raises BadJson."""
+    if version.strict_json:
+        return canonical_json(event)
+    try:
+        return encode_canonical_json(event)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadJson(f"no canonical JSON: {error}") from None
+
+
+def write_json(value: object) -> bytes:
+    """Some JSON of a value out of an event. Unlike orjson it takes the integers of any size in old rooms."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return encode_canonical_json(value)
+
+
+def check_event_json(version: RoomVersion, value: Any, *, max_depth: int = MAX_DEPTH) -> None:
+    """Check that a value may stand in an event of a room version.
+
+    Up to version 5 that is any number that has JSON. Raises BadJson, as check_canonical.
+    """
+    check_canonical(value, max_depth=max_depth, any_number=not version.strict_json)
+
+
+def check_canonical(value: Any, *, max_depth: int = MAX_DEPTH, any_number: bool = False) -> None:
+    """Check that a value has canonical JSON.
 
     Raises BadJson for floats, integers beyond ±(2^53 - 1), keys that are no strings, halves of surrogate
     pairs, objects and arrays more than `max_depth` deep, and whatever JSON does not have.
+    `any_number`: floats and other integers are let through.
     """
     level = [value]
     for depth in range(max_depth + 1):
@@ -51,8 +83,10 @@ def check_canonical(value: Any, *, max_depth: int = MAX_DEPTH) -> None:
                 else:
                     below.extend(item)
             elif kind is int:
-                if not -MAX_INTEGER <= item <= MAX_INTEGER:
+                if not -MAX_INTEGER <= item <= MAX_INTEGER and not any_number:
                     raise BadJson("an integer beyond 53 bits")
+            elif any_number and (kind is MinusZero or (kind is float and math.isfinite(item))):
+                pass
             elif item is not None and kind is not bool:
                 raise BadJson(f"a {kind.__name__} cannot be in canonical JSON")
         if not below:

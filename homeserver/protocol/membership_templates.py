@@ -24,6 +24,7 @@ from homeserver.protocol.identifiers import (
 )
 from homeserver.protocol.room_versions import RoomVersion, room_version
 from homeserver.protocol.strict_json import JsonObject
+from homeserver.protocol.unpadded_base64 import decode_base64
 
 _WITHOUT_VERSION: Final = "1"
 """What a server means that names no room version."""
@@ -73,15 +74,18 @@ def build_from_template(
     said["membership"] = membership
     if membership == "join" and version.restricted_join_rules and AUTHORISER in proposed:
         said[AUTHORISER] = _authoriser(proposed[AUTHORISER], server_name)
+    prev_events, prev_hashes = _references(version, template, "prev_events")
+    auth_events, auth_hashes = _references(version, template, "auth_events")
     return build_pdu(
         version,
         room_id=room_id,
         draft=EventDraft("m.room.member", said, user_id),
         sender=user_id,
-        prev_events=_event_ids(template, "prev_events"),
-        auth_events=_event_ids(template, "auth_events"),
+        prev_events=prev_events,
+        auth_events=auth_events,
         depth=_depth(template.get("depth")),
         origin_server_ts=origin_server_ts,
+        reference_hashes=prev_hashes | auth_hashes,
     )
 
 
@@ -92,20 +96,35 @@ def _authoriser(named: Any, server_name: ServerName) -> UserId:
     return UserId(named)
 
 
-def _event_ids(template: JsonObject, key: str) -> list[EventId]:
-    """The event IDs of a list, each once."""
+def _references(
+    version: RoomVersion, template: JsonObject, key: str
+) -> tuple[list[EventId], dict[EventId, str]]:
+    """The events that a list names, each once, and the hashes beside them, where references have one."""
     listed = template.get(key)
     if not isinstance(listed, list) or not listed:
-        raise InvalidEvent(f"event.{key}: no list of event IDs")
+        raise InvalidEvent(f"event.{key}: no list of references to events")
     event_ids: dict[EventId, None] = {}
-    for event_id in listed:
+    hashes: dict[EventId, str] = {}
+    for reference in listed:
+        event_id = reference
+        if version.has_chosen_event_ids:
+            event_id, hash_ = _pair(reference, key)
         if not isinstance(event_id, str):
             raise InvalidEvent(f"event.{key}: an entry is no string")
         try:
             event_ids[parse_event_id(event_id)] = None
         except InvalidIdentifier as error:
             raise InvalidEvent(f"event.{key}: {error}") from None
-    return list(event_ids)
+        if version.has_chosen_event_ids:
+            hashes[EventId(event_id)] = hash_
+    return list(event_ids), hashes
+
+
+def _pair(reference: Any, key: str) -> tuple[Any, str]:
+    match reference:
+        case [event_id, {"sha256": str(hash_)}] if decode_base64(hash_) is not None:
+            return event_id, hash_
+    raise InvalidEvent(f"event.{key}: an entry is no event ID with its hash")
 
 
 def _depth(depth: Any) -> int:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS
+from homeserver.protocol.canonical_json import check_canonical
 from homeserver.protocol.errors import InvalidContent, NotAllowed
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import is_user_id
-from homeserver.protocol.room_versions import RoomVersion
-from homeserver.protocol.strict_json import JsonObject
+from homeserver.protocol.room_versions import ROOM_VERSIONS, LevelFormat, RoomVersion
+from homeserver.protocol.strict_json import JsonObject, MinusZero
 
 CREATOR_LEVEL: Final = 2**53
 """The level of privileged creators: above the greatest integer that an event can hold."""
@@ -125,8 +126,11 @@ class PowerLevels:
 def redacts_others(version: RoomVersion, redaction: Pdu, state: Mapping[StateKey, Pdu]) -> bool:
     """Whether a redaction takes effect also on events of users of other servers.
 
-    `state`: that before it, of which the create event and the power levels count.
+    `state`: that before it, of which the create event and the power levels count. Where the rules let through
+    no redaction that does not, each of them takes effect.
     """
+    if version.redactions_need_power:
+        return True
     create = state.get(CREATE)
     if create is None:
         return False
@@ -149,7 +153,9 @@ def parse_level(version: RoomVersion, value: object) -> int | None:
     """The power level that a JSON value stands for in this version; None when it stands for none."""
     if type(value) is int:
         return value
-    if version.integer_power_levels or not isinstance(value, str):
+    if version.level_format is LevelFormat.FLOATS and isinstance(value, (float, MinusZero)):
+        return int(value)
+    if version.level_format is LevelFormat.INTEGERS or not isinstance(value, str):
         return None
     text = value.strip()
     return int(text) if _LEVEL_IN_A_STRING.match(text) else None
@@ -172,8 +178,18 @@ def check_power_levels(version: RoomVersion, event: Pdu, create: Pdu, previous: 
         _check_level_changes(version, event, old, sender_level)
 
 
+def check_sent_power_levels(content: JsonObject) -> None:
+    """Check the content of an m.room.power_levels event that a user of ours wants to send.
+
+    Old room versions take levels that are no such integers, but nobody is to send these any more. Raises
+    InvalidContent, BadJson. Source: Room Version 1, "Deprecated event content schemas".
+    """
+    check_canonical(content)
+    _check_level_types(ROOM_VERSIONS["10"], content, {})
+
+
 def _check_level_types(version: RoomVersion, content: JsonObject, old: JsonObject) -> None:
-    if version.integer_power_levels:
+    if version.level_format is LevelFormat.INTEGERS:
         for key in _TOP_LEVEL_KEYS:
             if key in content and parse_level(version, content[key]) is None:
                 raise InvalidContent(version.rule("9.1"), f"{key} is {content[key]!r:.100}, not an integer")
@@ -202,7 +218,7 @@ def _check_level_changes(version: RoomVersion, event: Pdu, old: JsonObject, send
     _check_taken(version.rule("9.5.1"), "the level", current, new, sender_level)
     _check_given(version.rule("9.5.2"), "the level", current, new, sender_level)
 
-    for key in ("events", "notifications"):
+    for key in ("events", "notifications") if version.guards_notifications else ("events",):
         current, new = _levels(version, old.get(key)), _levels(version, event.content.get(key))
         _check_taken(version.rule("9.6.1"), key, current, new, sender_level)
         _check_given(version.rule("9.7.1"), key, current, new, sender_level)

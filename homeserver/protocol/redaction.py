@@ -6,15 +6,11 @@ Source: "Room Versions", section "Redactions" of each version.
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from homeserver.protocol.errors import InvalidEvent
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
-
-if TYPE_CHECKING:
-    from homeserver.protocol.events import Pdu
 
 _NO_PATHS: Final[frozenset[tuple[str, ...]]] = frozenset()
 
@@ -36,12 +32,6 @@ def redact(version: RoomVersion, event: JsonObject) -> JsonObject:
     if paths is not None:
         redacted["content"] = _redact_content(content, paths)
     return redacted
-
-
-def redact_pdu(version: RoomVersion, pdu: Pdu) -> Pdu:
-    """The redacted form of a Pdu, under the same event ID."""
-    json = redact(version, pdu.json)
-    return replace(pdu, content=json["content"], json=json)
 
 
 def _redact_content(content: JsonObject, paths: Set[tuple[str, ...]]) -> JsonObject:

@@ -157,21 +157,31 @@ def verify_event_signatures(version: RoomVersion, pdu: Pdu, keys: Mapping[Server
     message = reference_bytes(version, pdu.json)
     signatures = pdu.json.get("signatures")
     for server_name in required_signers(version, pdu):
-        _verify(signatures, message, server_name, keys.get(server_name, {}), pdu.origin_server_ts)
+        _verify(signatures, message, server_name, keys.get(server_name, {}), keys_valid_at(version, pdu))
+
+
+def keys_valid_at(version: RoomVersion, pdu: Pdu) -> int:
+    """The time in ms at which the keys must have been valid that an event is signed with; 0 for any key.
+
+    Source: Room Version 5, "Signing key validity period".
+    """
+    return pdu.origin_server_ts if version.enforces_key_validity else 0
 
 
 def required_signers(version: RoomVersion, pdu: Pdu) -> set[ServerName]:
     """The servers without whose signature an event is dropped.
 
     The sender's, but for the invitation of someone who had no user ID: there another server completed the
-    event, and the authorization rules check what is signed. And for a join that a user of the room
-    authorised, the server of that user. Raises BadSignature where no server can be named.
+    event, and the authorization rules check what is signed. For a join that a user of the room authorised,
+    also the server of that user; and where servers choose event IDs, the one that the event's ID names.
+    Raises BadSignature where no server can be named.
     """
     content = pdu.content
     is_member = pdu.type == "m.room.member"
+    signers = {server_name_of(pdu.event_id)} if version.has_chosen_event_ids else set()
     if is_member and pdu.membership == "invite" and isinstance(content.get("third_party_invite"), dict):
-        return set()
-    signers = {server_name_of(pdu.sender)}
+        return signers
+    signers.add(server_name_of(pdu.sender))
     authoriser = "join_authorised_via_users_server"
     if is_member and pdu.membership == "join" and version.restricted_join_rules and authoriser in content:
         user_id = content[authoriser]

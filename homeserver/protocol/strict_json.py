@@ -22,6 +22,10 @@ _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes
 _NOT_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 
 
+class MinusZero(int):
+    """The literal -0: zero, where any number is allowed; canonical JSON refuses it, as it refuses floats."""
+
+
 def parse_json(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
     """The value that a JSON text in UTF-8 stands for.
 
@@ -29,8 +33,8 @@ def parse_json(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
     trailing bytes, NaN and Infinity; without it for JSON that may not be: a key twice in one object, half
     of a surrogate pair, a number that fits no double or has thousands of digits, deeper than `max_depth`.
 
-    Numbers with a fraction or exponent are floats. So is -0, which events may not hold: canonical JSON
-    refuses floats, and an integer 0 would no longer show what was sent.
+    Numbers with a fraction or exponent are floats. -0 is a MinusZero: an integer 0 would no longer show what
+    was sent.
     """
     if data.count(b"[") + data.count(b"{") > max_depth and _depth(data) > max_depth:
         raise BadJson(f"JSON nested more than {max_depth} deep")
@@ -94,8 +98,8 @@ def _float(literal: str) -> float:
     return value
 
 
-def _integer_or_minus_zero(literal: str) -> int | float:
-    return -0.0 if literal == "-0" else int(literal)
+def _integer_or_minus_zero(literal: str) -> int:
+    return MinusZero() if literal == "-0" else int(literal)
 
 
 def _constant(name: str) -> Any:

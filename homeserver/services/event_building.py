@@ -8,7 +8,7 @@ from __future__ import annotations
 from homeserver.errors import BadJson, Forbidden, InvalidParam, MatrixError, TooLarge
 from homeserver.protocol.auth_events import auth_state_keys, select_auth_events
 from homeserver.protocol.auth_rules import check_auth
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import canonical_event
 from homeserver.protocol.errors import BadJson as BadJsonValue
 from homeserver.protocol.errors import (
     EventTooLarge,
@@ -18,8 +18,10 @@ from homeserver.protocol.errors import (
     NotAllowed,
     ProtocolError,
 )
+from homeserver.protocol.event_hashes import reference_hash_text
 from homeserver.protocol.events import EventDraft, Pdu, build_pdu
-from homeserver.protocol.identifiers import RoomId, UserId
+from homeserver.protocol.identifiers import EventId, RoomId, UserId
+from homeserver.protocol.power_levels import check_sent_power_levels
 from storage.room_heads import RoomHead
 
 
@@ -35,6 +37,11 @@ def build_event(
     version = head.version
     keys = auth_state_keys(version, draft.type, sender, draft.state_key, draft.content)
     state = head.events(keys)
+    hashes: dict[EventId, str] = {}
+    if version.has_chosen_event_ids:
+        hashes = head.prev_hashes | {
+            one.event_id: reference_hash_text(version, one.json) for one in state.values()
+        }
     pdu = build_pdu(
         version,
         room_id=room_id or head.room.room_id or None,
@@ -44,8 +51,11 @@ def build_event(
         auth_events=select_auth_events(version, draft.type, sender, draft.state_key, draft.content, state),
         depth=head.next_depth,
         origin_server_ts=origin_server_ts,
+        reference_hashes=hashes,
     )
     check_auth(version, pdu, state)
+    if pdu.type == "m.room.power_levels":
+        check_sent_power_levels(pdu.content)
     return pdu
 
 
@@ -55,7 +65,7 @@ def changed_or_current(head: RoomHead, event: Pdu) -> Pdu:
     if (
         current is not None
         and current.sender == event.sender
-        and canonical_json(current.content) == canonical_json(event.content)
+        and canonical_event(head.version, current.content) == canonical_event(head.version, event.content)
     ):
         return current
     return event

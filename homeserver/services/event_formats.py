@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 import orjson
 
+from homeserver.protocol.canonical_json import write_json
 from homeserver.protocol.event_fields import FieldPath, only_fields, parse_field_path
 from homeserver.protocol.events import Pdu, client_event
 from homeserver.protocol.filters import Filter
@@ -23,19 +24,19 @@ Opening: TypeAlias = Callable[[Pdu], bytes]
 
 def open_client_json(pdu: Pdu) -> bytes:
     """An event as /sync shows it, not closed yet."""
-    return orjson.dumps(client_event(pdu, with_room_id=False))[:-1]
+    return write_json(client_event(pdu, with_room_id=False))[:-1]
 
 
 def open_federation_json(pdu: Pdu) -> bytes:
     """An event as servers exchange it, with its ID, not closed yet; ours are signed when they leave."""
-    return orjson.dumps({**pdu.json, "event_id": pdu.event_id})[:-1]
+    return write_json({**pdu.json, "event_id": pdu.event_id})[:-1]
 
 
 def closed_json(open_event: bytes, unsigned: JsonObject) -> bytes:
     """An event that was left open, completed."""
     if not unsigned:
         return open_event + b"}"
-    return open_event + b',"unsigned":' + orjson.dumps(unsigned) + b"}"
+    return open_event + b',"unsigned":' + write_json(unsigned) + b"}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from homeserver.services.missing_events import MissingEvents, parents_first
 from homeserver.services.pdu_gate import RefusedPdu
 from storage import fetched_history, stored_places
 from storage.database import Database
-from storage.event_batch import redacted_by
 from storage.fetched_history import FetchedEvent
 from storage.nids import NidBlocks
 from storage.room_heads import RoomRef
@@ -239,7 +238,7 @@ class _Work:
         if place.key is not None and refusal is None:
             self.after[pdu.event_id] = before.after(place.key, place.nid)
         parents = (self._place(event_id) for event_id in dict.fromkeys(pdu.prev_events))
-        redacts = redacted_by(pdu)
+        redacts = pdu.redacts
         return FetchedEvent(
             place.nid,
             pdu.event_id,

@@ -14,8 +14,8 @@ from typing import Final
 import orjson
 
 from homeserver.errors import NotFound
+from homeserver.protocol.events import redact_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName
-from homeserver.protocol.redaction import redact_pdu
 from homeserver.services import history_walks
 from homeserver.services.client_events import ReadEvent
 from homeserver.services.clock import Clock

@@ -221,7 +221,7 @@ class IncomingEvents:
                 in_all, most = waiting.by_strangers, MAX_WAITING_OF_STRANGERS
             if in_all >= most or waiting.of_server >= most_of_server:
                 raise TooManyWait(ref.room_id, origin, [pdu.event_id for pdu in pdus])
-            await waiting_pdus.add(tx, ref.nid, origin, pdus, by_stranger=not is_member)
+            await waiting_pdus.add(tx, ref, origin, pdus, by_stranger=not is_member)
 
     async def _see_to_waiting(self, ref: RoomRef | None) -> None:
         """See to all that waits, in one room or in all."""

@@ -15,10 +15,11 @@ from typing import Final
 from federation.outbound.room_requests import JoinAnswer
 from homeserver.errors import Unavailable
 from homeserver.protocol.auth_events import CREATE
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import canonical_event
 from homeserver.protocol.errors import InvalidEvent
 from homeserver.protocol.events import Pdu, StateKey, stored_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, server_in
+from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.clock import Clock
 from homeserver.services.joined_states import GivenState, JoinedState, TwoLists, check_joined_state
@@ -230,7 +231,7 @@ class JoinImports:
         }
         event_id = EventId(f"$marker-{room.nid}-{seq + 1}")  # no text that stands for a hash
         return Placed(
-            stored_pdu(room.room_id, event_id, json),
+            stored_pdu(room.version, room.room_id, event_id, json),
             self._nids.take(),
             flags=EventFlag.HIDDEN,
             auth_nids=(),
@@ -289,7 +290,7 @@ class JoinImports:
         await self._nids.reserve(len(pdus) - len(numbered))
         new = [pdu for event_id, pdu in pdus.items() if event_id not in numbered]
         numbered |= {pdu.event_id: self._nids.take() for pdu in new}
-        rows = await asyncio.to_thread(_outliers, new, numbered)
+        rows = await asyncio.to_thread(_outliers, room.version, new, numbered)
         stored = await outliers.insert(self.database, self.dictionaries, room.nid, rows, self.clock())
         return _Numbers(numbered | stored, types, atoms)
 
@@ -316,12 +317,12 @@ def _only_at(seq: int, additions: Sequence[Placed], *, otherwise: Callable[[Room
     return decide
 
 
-def _outliers(pdus: Iterable[Pdu], nids: Mapping[EventId, int]) -> list[Outlier]:
+def _outliers(version: RoomVersion, pdus: Iterable[Pdu], nids: Mapping[EventId, int]) -> list[Outlier]:
     return [
         Outlier(
             nids[pdu.event_id],
             pdu,
-            canonical_json(pdu.json),
+            canonical_event(version, pdu.json),
             tuple(nids[event_id] for event_id in pdu.auth_events),
         )
         for pdu in pdus

@@ -23,7 +23,7 @@ from homeserver.protocol.errors import (
     ProtocolError,
     UnknownRoomVersion,
 )
-from homeserver.protocol.event_hashes import event_id_of, has_valid_content_hash
+from homeserver.protocol.event_hashes import event_id_of, has_valid_content_hash, reference_hash_text
 from homeserver.protocol.events import EventDraft, Pdu, build_pdu, parse_pdu
 from homeserver.protocol.identifiers import (
     EventId,
@@ -104,7 +104,7 @@ class OutOfBand:
         [invite] = await self.gate.verify(version, [request.event], pushed=True)
         if isinstance(invite, RefusedPdu):
             raise InvalidParam(f"the event is refused: {invite.reason}")
-        if not has_valid_content_hash(invite.json):
+        if not has_valid_content_hash(version, invite.json):
             raise InvalidParam("hashes.sha256 is not the hash of this event: hash it after its last change")
         stripped = await self._stripped(version, invite, request.stripped)
         signed = self._signed(version, invite)
@@ -296,6 +296,7 @@ class OutOfBand:
             auth_events=[invite.event_id],
             depth=invite.depth + 1,
             origin_server_ts=self.clock(),
+            reference_hashes={invite.event_id: reference_hash_text(version, invite.json)},
         )
 
     async def _standing(self, room_id: RoomId, user_nid: int) -> Standing | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import canonical_event
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId
 from homeserver.protocol.room_versions import RoomVersion
@@ -46,4 +46,4 @@ class OutgoingEvents:
 
     def signed_bytes(self, version: RoomVersion, pdu: Pdu, *, is_unsigned: bool) -> bytes:
         """The same as canonical JSON."""
-        return canonical_json(self.signed(version, pdu, is_unsigned=is_unsigned))
+        return canonical_event(version, self.signed(version, pdu, is_unsigned=is_unsigned))

@@ -14,7 +14,7 @@ from typing import Final
 
 from homeserver.protocol.auth_events import CREATE
 from homeserver.protocol.auth_rules import why_refused_by_auth_events
-from homeserver.protocol.canonical_json import MAX_INTEGER, canonical_json
+from homeserver.protocol.canonical_json import MAX_INTEGER, canonical_event
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, create_event_id
 from homeserver.protocol.room_versions import RoomVersion
@@ -75,7 +75,7 @@ class Outliers:
             Outlier(
                 numbered[one.pdu.event_id],
                 one.pdu,
-                canonical_json(one.pdu.json),
+                canonical_event(room.version, one.pdu.json),
                 tuple(numbered[event_id] for event_id in one.pdu.auth_events),
                 EventFlag.REJECTED if one.refusal is not None else 0,
             )

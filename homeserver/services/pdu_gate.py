@@ -20,6 +20,7 @@ from homeserver.protocol.identifiers import EventId, ServerName
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.signing import (
     ServerKeys,
+    keys_valid_at,
     required_signers,
     signature_key_ids,
     verify_event_signatures,
@@ -51,7 +52,10 @@ class RefusedPdu:
 
 @dataclass(slots=True)
 class _Wanted:
-    """What the events of one server are signed with: the time in ms of the newest, by their key IDs."""
+    """What the events of one server are signed with: by their key IDs when the keys must be valid, in ms.
+
+    That is the time of the newest event; 0 where it is no matter.
+    """
 
     signed_ts: dict[frozenset[str], int] = field(default_factory=dict)
 
@@ -159,7 +163,7 @@ def _wanted(version: RoomVersion, parsed: Iterable[Pdu | RefusedPdu]) -> dict[Se
     for pdu in parsed:
         if isinstance(pdu, Pdu):
             for server_name, key_ids in _signers(version, pdu):
-                wanted.setdefault(server_name, _Wanted()).add(key_ids, pdu.origin_server_ts)
+                wanted.setdefault(server_name, _Wanted()).add(key_ids, keys_valid_at(version, pdu))
     return wanted
 
 

@@ -9,9 +9,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from homeserver.protocol.events import Pdu, client_event
+from homeserver.protocol.events import Pdu, client_event, redact_pdu
 from homeserver.protocol.identifiers import EventId
-from homeserver.protocol.redaction import redact_pdu
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.event_formats import closed_json, open_client_json
 from storage.event_flags import EventFlag

@@ -272,7 +272,7 @@ class RemoteJoins:
             raise as_answer(error) from None
         except ProtocolError as error:
             raise InvalidResponse(server_name, f"no template: {error}") from None
-        return _Template(server_name, version, stored_pdu(room_id, join.event_id, signed))
+        return _Template(server_name, version, stored_pdu(version, room_id, join.event_id, signed))
 
     async def _join_through(self, template: _Template, attempt: _Attempt) -> EventId:
         """Send a join to the server that proposed it. Raises FederationError, RoomIsHere."""

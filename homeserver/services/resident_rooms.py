@@ -210,7 +210,7 @@ class ResidentRooms:
     def _template(self, head: RoomHead, user_id: UserId, content: JsonObject) -> JsonObject:
         """An event of a user of another server as it would be now, if the rules allow it."""
         pdu = build_event(head, EventDraft("m.room.member", content, user_id), user_id, self._clock())
-        event = {key: value for key, value in pdu.json.items() if key != "hashes"}
+        event = {key: value for key, value in pdu.json.items() if key not in ("hashes", "event_id")}
         return {"room_version": head.version.version, "event": {**event, "origin": self._server_name}}
 
     def _is_authorised_here(self, version: RoomVersion, event: JsonObject) -> bool:

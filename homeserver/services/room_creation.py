@@ -216,7 +216,9 @@ class _Drafts:
 
     def create(self) -> EventDraft:
         content = {**self.request.creation_content, "room_version": self.version.version}
-        content.pop("creator", None)  # the creator of these versions is the sender
+        content.pop("creator", None)
+        if self.version.creator_in_content:
+            content["creator"] = self.creator
         if self.version.privileged_creators and self.preset.invitees_are_equals and self.request.invite:
             given = content.get("additional_creators", [])
             content["additional_creators"] = list(dict.fromkeys([*given, *self.request.invite]))

@@ -19,10 +19,11 @@ from homeserver.errors import (
     UnableToGrantJoin,
 )
 from homeserver.protocol.auth_events import AUTHORISER
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import canonical_event
 from homeserver.protocol.errors import ProtocolError
 from homeserver.protocol.events import EventDraft, Pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId, server_name_of
+from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.access_tokens import Requester
 from homeserver.services.event_building import as_answer, build_event, changed_or_current
@@ -127,7 +128,7 @@ class RoomMembership:
         def decide(head: RoomHead) -> list[Pdu]:
             current = head.stored(("m.room.member", user_id))
             is_out = current is not None and current.nid == kept_out_of
-            if current is not None and not is_out and _says_again(current.pdu, content):
+            if current is not None and not is_out and _says_again(head.version, current.pdu, content):
                 return [current.pdu]
             if requester.is_guest and not _lets_guests_in(head):
                 raise GuestAccessForbidden("this room is not open to guests")
@@ -284,10 +285,10 @@ def _inviting_server(standing: Standing | None) -> list[ServerName]:
     return [server_name_of(standing.event.sender)]
 
 
-def _says_again(current: Pdu, content: JsonObject) -> bool:
+def _says_again(version: RoomVersion, current: Pdu, content: JsonObject) -> bool:
     """Whether a member has joined with this content already; by whom they were let in is no part of it."""
     said = {key: value for key, value in current.content.items() if key != AUTHORISER}
-    return canonical_json(said) == canonical_json(content)
+    return canonical_event(version, said) == canonical_event(version, content)
 
 
 def _has_membership(current: object) -> None:

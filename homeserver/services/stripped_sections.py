@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import orjson
-
+from homeserver.protocol.canonical_json import write_json
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.protocol.stripped_state import STRIPPED, stripped_event
@@ -58,7 +57,7 @@ class StrippedSections:
         for section in sections:
             room = section.room
             events = [*stripped[room.nid], _stripped(room.version, own[section.user_room.event_nid])]
-            rendered.append((section, orjson.dumps({f"{section.kind}_state": {"events": events}})))
+            rendered.append((section, write_json({f"{section.kind}_state": {"events": events}})))
         return rendered
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from tests.client_api.rooms import join, new_room, room_path
 from tests.clients import Client, Response
+from tests.room_versions import all_versions
 from tests.servers import RunningServer, unique_name
 
 TEXT = {"msgtype": "m.text", "body": "tea?"}
-BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 LOGOUT = "/_matrix/client/v3/logout"
 
 
@@ -227,7 +227,7 @@ async def test_an_acl_does_not_shut_out_the_server_that_sets_it(
     assert allowed.status == 200
 
 
-@BOTH_VERSIONS
+@all_versions
 async def test_who_may_redact_what(alice: Client, bob: Client, version: str) -> None:
     room_id = await new_room(alice, room_version=version)
     await join(bob, room_id)

@@ -9,10 +9,10 @@ import pytest
 
 from tests.client_api.rooms import join, new_room, room_path, set_state
 from tests.clients import Client, Response
+from tests.room_versions import versions_with_restricted_joins
 from tests.servers import RunningServer, StartServer, unique_name
 
 UNKNOWN_ROOM = "!unknown:test"
-BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ async def test_what_a_join_says_is_in_its_event_but_for_what_is_not_its_to_say(
     assert event["content"] == {"membership": "join", "reason": "thirsty", "org.example.cup": "blue"}
 
 
-@BOTH_VERSIONS
+@versions_with_restricted_joins
 async def test_a_restricted_room_lets_members_of_another_room_in(
     alice: Client, bob: Client, version: str
 ) -> None:
@@ -93,7 +93,7 @@ async def test_a_restricted_room_lets_members_of_another_room_in(
     assert event["content"]["join_authorised_via_users_server"] == alice.user_id
 
 
-@BOTH_VERSIONS
+@versions_with_restricted_joins
 async def test_joining_a_restricted_room_twice_makes_one_event(
     alice: Client, bob: Client, version: str
 ) -> None:
@@ -124,7 +124,7 @@ async def test_sec_json_2_a_malformed_allow_list_lets_nobody_in(
     assert (await change(bob, room_id, "join")).error == (403, "M_FORBIDDEN")
 
 
-@BOTH_VERSIONS
+@versions_with_restricted_joins
 async def test_without_a_member_who_may_invite_nobody_is_let_in(
     alice: Client, bob: Client, carol: Client, version: str
 ) -> None:
@@ -138,12 +138,12 @@ async def test_without_a_member_who_may_invite_nobody_is_let_in(
     assert (await change(carol, room_id, "join")).error == (400, "M_UNABLE_TO_GRANT_JOIN")
 
 
-@BOTH_VERSIONS
+@versions_with_restricted_joins
 async def test_a_member_whom_power_levels_name_may_let_in(
     alice: Client, bob: Client, carol: Client, version: str
 ) -> None:
     gate = await new_room(alice)
-    users = {bob.user_id: 50} | ({alice.user_id: 100} if version == "11" else {})
+    users = {bob.user_id: 50} | ({alice.user_id: 100} if version != "12" else {})
     room_id = await restricted_room(
         alice, gate, version, power_level_content_override={"invite": 50, "users": users}
     )

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from federation.outbound.signed_client import uri_of
 from homeserver.protocol.auth_events import CREATE, JOIN_RULES, select_auth_events
-from homeserver.protocol.event_hashes import content_hash, event_id_of, room_id_of_create
+from homeserver.protocol.event_hashes import chosen_event_id, content_hash, event_id_of, room_id_of_create
 from homeserver.protocol.events import Pdu, StateKey, stored_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, UserId, server_name_of
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion, room_version
@@ -24,6 +24,7 @@ from tests.clients import Response
 from tests.federation.homeservers import ask
 from tests.federation.peers import Answer, Asked, Peer, error_answer
 from tests.federation.room_answers import ENDPOINTS
+from tests.room_versions import ANY_HASH
 from tests.servers import RunningServer
 
 V1: Final = "/_matrix/federation/v1"
@@ -96,6 +97,8 @@ class PlayedRoom:
         creator, *others = members or [user_of(peer, "tea") for peer in peers]
         room = cls(room_version(version), peers, RoomId(f"!{uuid4().hex}:{peers[0].name}"))
         content = {"room_version": version, "tea": uuid4().hex}  # no two rooms may have the same hash
+        if room.version.creator_in_content:
+            content["creator"] = creator
         room.room_id = room.event(creator, "m.room.create", content, "").room_id
         room.event(creator, "m.room.member", {"membership": "join"}, creator)
         users = {} if room.version.privileged_creators else {creator: 100}
@@ -162,11 +165,28 @@ class PlayedRoom:
     def sealed(self, fields: JsonObject, signed_by: Peer) -> Pdu:
         """An event with hash and signature, where it has none; fields that are None are left out."""
         json = {key: value for key, value in fields.items() if value is not None}
+        if self.version.has_chosen_event_ids:
+            for key in ("prev_events", "auth_events"):
+                if key in json:
+                    json[key] = self.references(json[key])
+            json.setdefault("event_id", chosen_event_id(self.version, json, signed_by.name))
+        content = json.get("content")
+        if isinstance(content, dict) and "redacts" in content and not self.version.redacts_in_content:
+            json |= {"redacts": content["redacts"], "content": {**content}}
+            del json["content"]["redacts"]
         if "hashes" not in json:
-            json["hashes"] = {"sha256": encode_base64(content_hash(json))}
+            json["hashes"] = {"sha256": encode_base64(content_hash(self.version, json))}
         if "signatures" not in json:
             json = sign_event(self.version, json, signed_by.name, signed_by.keys[0])
         return self.parsed(json)
+
+    def references(self, event_ids: Sequence[Any]) -> list[Any]:
+        """Event IDs as this version writes references; what is none stays as it is."""
+        if not self.version.has_chosen_event_ids:
+            return list(event_ids)
+        return [
+            [one, {"sha256": ANY_HASH[EventId(one)]}] if isinstance(one, str) else one for one in event_ids
+        ]
 
     def parsed(self, json: JsonObject) -> Pdu:
         """An event as it came, whose fields may be missing or of any type."""
@@ -174,7 +194,10 @@ class PlayedRoom:
         has_room_id = not self._is_nameless_create(json.get("type"))
         usable = {key: value for key, value in json.items() if type(value) is type(_NOTHING.get(key, value))}
         pdu = stored_pdu(
-            self.room_id if has_room_id else room_id_of_create(event_id), event_id, _NOTHING | usable
+            self.version,
+            self.room_id if has_room_id else room_id_of_create(event_id),
+            event_id,
+            _NOTHING | usable,
         )
         return replace(pdu, json=json)
 

@@ -69,8 +69,8 @@ def _make(room: PlayedRoom, asked: Asked, membership: str) -> Answer:
         "sender": user_id,
         "state_key": user_id,
         "content": content,
-        "prev_events": room.heads,
-        "auth_events": room.auth_events(user_id, "m.room.member", content, user_id, state),
+        "prev_events": room.references(room.heads),
+        "auth_events": room.references(room.auth_events(user_id, "m.room.member", content, user_id, state)),
         "depth": room.depth_after(room.heads),
         "origin_server_ts": asked.peer.clock(),
     }

@@ -24,6 +24,7 @@ from tests.client_api.rooms import new_room
 from tests.clients import Client
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import user_of
+from tests.room_versions import ANY_HASH
 from tests.servers import RunningServer
 
 
@@ -118,9 +119,10 @@ def signed(
         auth_events=auth_events,
         depth=head.next_depth if depth is None else depth,
         origin_server_ts=peer.clock(),
+        reference_hashes=ANY_HASH,
     )
     json = sign_event(head.version, pdu.json, peer.name, peer.keys[0])
-    return stored_pdu(pdu.room_id, pdu.event_id, json)
+    return stored_pdu(head.version, pdu.room_id, pdu.event_id, json)
 
 
 async def new_shared_room(

@@ -14,10 +14,11 @@ from tests.federation.homeservers import ask
 from tests.federation.joined_rooms import join_by, joined
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import V1, PlayedRoom, user_of
+from tests.room_versions import versions_of_each_form
 from tests.servers import RunningServer
 
 
-@pytest.mark.parametrize("version", ["11", "12"])
+@versions_of_each_form
 async def test_a_join_that_broke_off_within_the_state_leaves_no_event_without_its_auth_events(
     here: RunningServer, peer: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:

@@ -12,16 +12,15 @@ from tests.federation.joined_rooms import bodies, is_shown, joined, state_of
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.waiting import given_up, until, until_said
+from tests.room_versions import versions_of_each_form
 from tests.servers import RunningServer
-
-BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 
 
 async def has_got(peer: Peer, room: PlayedRoom, event_id: str) -> bool:
     return any(pdu.event_id == event_id for pdu in room.sent_to(peer))
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_a_short_gap_is_closed_without_asking_for_state(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -41,7 +40,7 @@ async def test_a_short_gap_is_closed_without_asking_for_state(
     assert (await bodies(alice, room))[-6:] == [*(f"missed {number}" for number in range(5)), "last"]
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_what_was_said_while_our_user_joined_is_heard(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -131,7 +130,7 @@ async def test_an_event_sent_before_a_ban_that_comes_after_it_is_shown_to_nobody
     assert room.events[EventId(said)].prev_events == (merged.event_id,)
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_a_long_gap_that_cannot_be_closed_is_bridged(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:

@@ -35,9 +35,8 @@ from tests.federation.peers import (
 from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.room_answers import ENDPOINTS
 from tests.federation.waiting import until
+from tests.room_versions import versions_of_each_form
 from tests.servers import MovableClock, RunningServer, StartServer, running_server, unique_name
-
-BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 
 
 @pytest.fixture
@@ -131,7 +130,7 @@ def grow(room: PlayedRoom, peers: list[Peer], count: int, seed: int, width: int 
 # -- before our users came
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 @pytest.mark.parametrize("limit", [7, 50, 300])
 async def test_a_long_history_is_paged_through(
     here: RunningServer, peer: Peer, alice: Client, version: str, limit: int
@@ -148,7 +147,7 @@ async def test_a_long_history_is_paged_through(
     assert await ids(alice, room, limit) == list(room.events)
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_history_of_forks_is_paged_through_with_its_states(
     here: RunningServer, peer: Peer, notary: Peer, alice: Client, version: str, seed: int
@@ -193,7 +192,7 @@ async def get_events(here: RunningServer, peer: Peer, event_ids: Iterable[str]) 
     return [answer["pdus"][0] for answer in answers]
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_a_new_event_may_build_on_it(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -644,7 +643,7 @@ async def test_an_event_that_the_state_of_its_time_refuses_is_not_shown(
         assert set(told["pdu_ids"]) == set(room.before[event_id].values())
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_an_event_that_cannot_be_verified_does_not_stand_in_the_way_for_ever(
     clock_of_here: MovableClock, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -673,7 +672,7 @@ async def synced_topic(client: Client, room: PlayedRoom) -> Any:
     return next(event["content"] for event in state if event["type"] == "m.room.topic")
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_redactions_hold_whenever_they_and_their_targets_come(
     here: RunningServer, peer: Peer, notary: Peer, alice: Client, version: str
 ) -> None:
@@ -713,7 +712,7 @@ async def bridged(here: RunningServer, peer: Peer, client: Client, room: PlayedR
     return last
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_a_gap_in_the_middle_is_filled(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -792,7 +791,7 @@ async def test_history_before_the_gap_is_reached_where_nobody_fills_it(
     assert [text for text in found if not text.startswith("missed")] == ["before", "heard", "after the gap"]
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_what_happened_while_nobody_of_ours_was_in_the_room_is_filled_in(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from federation.outbound.signed_client import uri_of
-from homeserver.protocol.event_hashes import encode_event_id
-from homeserver.protocol.events import stored_pdu
+from homeserver.protocol.event_hashes import encode_event_id, event_id_of
+from homeserver.protocol.events import referenced_ids, stored_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName
 from homeserver.protocol.room_versions import room_version
 from homeserver.protocol.signing import verify_event_signatures
@@ -35,6 +35,7 @@ from tests.federation.homeservers import ask, name_of, new_word
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import user_of
 from tests.federation.rooms_with_guests import new_shared_room, put_fork, say, text
+from tests.room_versions import versions_of_each_form
 from tests.servers import RunningServer, StartServer, unique_name
 
 FORBIDDEN, NOT_FOUND = (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND")
@@ -230,7 +231,7 @@ async def test_older_servers_ask_with_a_slash_at_the_end(
 # -- single events
 
 
-@pytest.mark.parametrize("version", ["11", "12"])
+@versions_of_each_form
 async def test_an_event_comes_signed_and_in_the_form_of_a_transaction(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -244,13 +245,20 @@ async def test_an_event_comes_signed_and_in_the_form_of_a_transaction(
         [event] = body["pdus"]
         assert (body["origin"], body["origin_server_ts"]) == (name_of(here), here.clock())
         assert ids_of([event], version) == [event_id]
-        pdu = stored_pdu(RoomId(room.room_id), EventId(event_id), event)
+        pdu = stored_pdu(room_version(version), RoomId(room.room_id), EventId(event_id), event)
         verify_event_signatures(room_version(version), pdu, keys)
         assert "unsigned" not in event
-        assert ("room_id" in event) == (version == "11" or event["type"] != "m.room.create")
+        assert ("room_id" in event) == (version != "12" or event["type"] != "m.room.create")
     for event in state:
         verify_event_signatures(
-            room_version(version), stored_pdu(RoomId(room.room_id), EventId(""), event), keys
+            room_version(version),
+            stored_pdu(
+                room_version(version),
+                RoomId(room.room_id),
+                event_id_of(room_version(version), event),
+                event,
+            ),
+            keys,
         )
 
 
@@ -278,7 +286,7 @@ async def test_a_redacted_event_comes_without_its_content(
 # -- states and auth chains
 
 
-@pytest.mark.parametrize("version", ["11", "12"])
+@versions_of_each_form
 async def test_the_state_is_that_before_the_event_and_the_auth_chain_is_complete(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -312,7 +320,7 @@ def check_chain(chain: Sequence[JsonObject], events: Sequence[JsonObject], versi
     to_do = [*events]
     while to_do:
         event = to_do.pop()
-        named = {*event["auth_events"]}
+        named: set[str] = {*referenced_ids(event["auth_events"])}
         if version == "12" and event["type"] != "m.room.create" and create is not None:
             assert create not in named
             named.add(create)
@@ -321,7 +329,7 @@ def check_chain(chain: Sequence[JsonObject], events: Sequence[JsonObject], versi
     assert sorted(ids_of(chain, version)) == sorted(needed)
 
 
-@pytest.mark.parametrize("version", ["11", "12"])
+@versions_of_each_form
 async def test_the_auth_chain_of_an_event_is_without_the_event(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:

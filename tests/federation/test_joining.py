@@ -19,9 +19,9 @@ from tests.federation.peers import OurSide, Peer
 from tests.federation.played_rooms import V1, V2, PlayedRoom, user_of
 from tests.federation.played_rooms import send as send_transaction
 from tests.federation.room_answers import accept_invites
+from tests.room_versions import versions_of_each_form, versions_with_restricted_joins
 from tests.servers import RunningServer, unique_name
 
-BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 BAD, FORBIDDEN, NOT_FOUND = (400, "M_INVALID_PARAM"), (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND")
 UNKNOWN_ROOM: Final = "!" + "a" * 43
 MEMBERSHIPS = pytest.mark.parametrize("membership", ["join", "leave"])
@@ -74,7 +74,7 @@ async def restricted(client: Client, gate: str, **wanted: Any) -> str:
     return await new_room(client, initial_state=state, **wanted)
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_a_user_of_another_server_joins(
     here: RunningServer, peer: Peer, ours: OurSide, alice: Client, version: str
 ) -> None:
@@ -110,14 +110,14 @@ async def test_a_user_of_another_server_joins(
     assert ("m.room.member", user_id) not in state
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_the_auth_chain_covers_the_join_and_the_state(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
     room_id = await new_room(alice, room_version=version)
     for level in (50, 60):
         await set_state(alice, room_id, "m.room.power_levels", {"state_default": level, "users": {}} | (
-            {"users": {alice.user_id: 100}} if version == "11" else {}
+            {"users": {alice.user_id: 100}} if version != "12" else {}
         ))  # fmt: skip
     pdu = await made(here, peer, "join", room_id, user_of(peer, "bob"))
     answer = await send(here, peer, "join", pdu)
@@ -398,7 +398,7 @@ async def test_the_other_servers_in_the_room_hear_of_joins_and_leaves(
 # -- restricted rooms
 
 
-@BOTH_VERSIONS
+@versions_with_restricted_joins
 async def test_a_member_of_the_allowed_room_is_let_in(
     here: RunningServer, peer: Peer, ours: OurSide, alice: Client, version: str
 ) -> None:

@@ -14,8 +14,7 @@ from homeserver.protocol.signing import sign_event
 from tests.federation.peers import OurSide, Peer
 from tests.federation.played_rooms import V1, V2, PlayedRoom, user_of
 from tests.federation.room_answers import accept_invites
-
-VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
+from tests.room_versions import versions_of_each_form
 
 
 async def send_join(ours: OurSide, peer: Peer, room: PlayedRoom, user_id: str) -> Any:
@@ -36,7 +35,7 @@ async def missing(ours: OurSide, room: PlayedRoom, earliest: Pdu, latest: Pdu) -
     return [json["content"].get("body") for json in answer["events"]]
 
 
-@VERSIONS
+@versions_of_each_form
 async def test_all_events_of_a_played_room_pass_the_rules(
     ours: OurSide, peer: Peer, notary: Peer, version: str
 ) -> None:
@@ -116,7 +115,7 @@ async def test_state_is_told_as_the_test_wants_it(ours: OurSide, peer: Peer) -> 
     assert refused.value.status == 403
 
 
-@VERSIONS
+@versions_of_each_form
 async def test_peers_keep_what_they_are_sent(ours: OurSide, peer: Peer, version: str) -> None:
     room = PlayedRoom.new([peer], version=version)
     ours_says = room.event(f"@us:{ours.name}", "m.room.message", {"body": "tea"}, apart=True, signed_by=peer)

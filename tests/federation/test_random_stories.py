@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 
+from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.services import incoming_events, outgoing_transactions
 from tests.clients import Client
 from tests.federation.cut_lines import Lines, lines_between_servers
@@ -64,7 +65,7 @@ async def tell(world: World, seed: int) -> None:
     is_hasty = random.random() < 0.3
     story = Story(random, world.servers[:number], users, world.lines, clocks, is_hasty=is_hasty)
     try:
-        await story.begin(random.choice(("11", "12")))
+        await story.begin(random.choice(list(ROOM_VERSIONS)))
         await story.go_on(random.randint(2, 5))
         await story.end()
         await story.check()

@@ -18,9 +18,9 @@ from tests.federation.homeservers import DENIED, NOBODY_THERE, name_of, new_word
 from tests.federation.peers import Answer, Asked, Peer, error_answer, json_answer
 from tests.federation.played_rooms import PlayedRoom, user_of
 from tests.federation.room_answers import INVITE
+from tests.room_versions import versions_of_each_form
 from tests.servers import RunningServer, StartServer
 
-VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 FORBIDDEN, NO_ANSWER = (403, "M_FORBIDDEN"), (502, "M_UNKNOWN")
 
 
@@ -69,7 +69,7 @@ async def wait_for_invite(client: Client, room_id: str) -> list[Any]:
             since = answer["next_batch"]
 
 
-@VERSIONS
+@versions_of_each_form
 async def test_a_user_of_another_server_is_invited(alice: Client, bob: Client, version: str) -> None:
     room_id = await new_room(alice, room_version=version, name="Tea", preset="private_chat")
     since = (await alice.sync())["next_batch"]
@@ -88,7 +88,7 @@ async def test_a_user_of_another_server_is_invited(alice: Client, bob: Client, v
     assert [event["content"] for event in timeline] == [{"membership": "invite", "reason": "tea"}]
 
 
-@VERSIONS
+@versions_of_each_form
 async def test_whoever_is_invited_joins_or_leaves_and_the_inviter_sees_it(
     there: RunningServer, alice: Client, bob: Client, version: str
 ) -> None:
@@ -138,7 +138,7 @@ async def test_the_inviter_is_shown_with_its_profile(alice: Client, bob: Client)
     }
 
 
-@VERSIONS
+@versions_of_each_form
 async def test_what_another_server_gets_with_an_invite(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -355,7 +355,7 @@ async def test_what_happens_meanwhile_does_not_change_an_invite(peer: Peer, alic
 # -- new rooms
 
 
-@VERSIONS
+@versions_of_each_form
 async def test_users_of_other_servers_are_invited_to_a_new_room(
     here: RunningServer, peer: Peer, alice: Client, bob: Client, version: str
 ) -> None:

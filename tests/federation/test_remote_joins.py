@@ -27,9 +27,9 @@ from tests.federation.joined_rooms import bodies, comes, join_by, joined, member
 from tests.federation.peers import Answer, Asked, Peer, error_answer, json_answer
 from tests.federation.played_rooms import PlayedRoom, send, user_of
 from tests.federation.room_answers import ENDPOINTS, answer_to_join
+from tests.room_versions import versions_of_each_form
 from tests.servers import RunningServer, unique_name
 
-BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 FORBIDDEN, NOT_FOUND, NO_ANSWER = (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND"), (502, "M_UNKNOWN")
 UNABLE: Final = {"grant": "M_UNABLE_TO_GRANT_JOIN", "authorise": "M_UNABLE_TO_AUTHORISE_JOIN"}
 
@@ -37,7 +37,7 @@ UNABLE: Final = {"grant": "M_UNABLE_TO_GRANT_JOIN", "authorise": "M_UNABLE_TO_AU
 # -- what becomes of a join
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_a_room_of_other_servers_is_joined(
     here: RunningServer, peer: Peer, notary: Peer, alice: Client, version: str
 ) -> None:
@@ -62,7 +62,7 @@ async def test_a_room_of_other_servers_is_joined(
     assert state >= {CREATE, ("m.room.topic", ""), ("m.room.member", tea)}
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_what_is_said_after_the_join_comes(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -146,7 +146,7 @@ async def test_who_waited_for_a_join_that_failed_tries_too(
     assert (banned.error, other.status) == (FORBIDDEN, 200)
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_a_join_that_broke_off_is_made_again(
     here: RunningServer, peer: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
@@ -429,7 +429,7 @@ async def waiting_events(server: RunningServer, room: PlayedRoom) -> int:
         return int(await tx.fetchval(query, room.room_id))
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_what_the_state_says_of_others_of_ours_holds(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:
@@ -694,12 +694,12 @@ async def test_a_refusal_is_told_in_our_words(
 
 async def test_a_room_of_a_version_that_we_do_not_speak(peer: Peer, alice: Client) -> None:
     room = PlayedRoom.new([peer])
-    body = {"errcode": "M_INCOMPATIBLE_ROOM_VERSION", "error": "?", "room_version": "9"}
+    body = {"errcode": "M_INCOMPATIBLE_ROOM_VERSION", "error": "?", "room_version": "13"}
     room.answers["make_join"] = lambda _asked: json_answer(body, 400)
     answer = await join_by(alice, room.room_id, peer.name)
 
     assert answer.error == (400, "M_INCOMPATIBLE_ROOM_VERSION")
-    assert answer.body["room_version"] == "9"
+    assert answer.body["room_version"] == "13"
 
 
 async def test_a_room_of_which_nobody_is_known_is_not_found(here: RunningServer, alice: Client) -> None:
@@ -755,7 +755,7 @@ async def test_no_server_is_asked_twice_and_no_more_than_ten(peer: Peer, alice: 
 # -- what other servers say of the room
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 @pytest.mark.parametrize("fault", ["signature", "hash", "auth", "level", "other room", "no event", "number"])
 async def test_events_that_do_not_hold_are_left_out(
     here: RunningServer, peer: Peer, alice: Client, version: str, fault: str
@@ -798,7 +798,7 @@ async def test_events_that_do_not_hold_are_left_out(
     assert await state_of(alice, room, "m.room.topic") is None
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 @pytest.mark.parametrize(
     "fault",
     [
@@ -878,7 +878,7 @@ async def test_an_event_that_was_rejected_before_does_not_come_in_with_a_state(
 # -- coming back
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_a_room_that_we_left_is_as_it_is_now_when_we_come_back(
     here: RunningServer, peer: Peer, alice: Client, version: str
 ) -> None:

@@ -182,7 +182,7 @@ async def test_hidden_events_still_have_their_ids_and_signatures(
 
     assert event["content"] == {}
     assert ids_of([event]) == [said]
-    pdu = stored_pdu(RoomId(room.room_id), EventId(said), event)
+    pdu = stored_pdu(room_version("12"), RoomId(room.room_id), EventId(said), event)
     verify_event_signatures(room_version("12"), pdu, keys_of(here))
 
 

@@ -10,11 +10,12 @@ import pytest
 
 from tests.clients import Client
 from tests.federation.homeservers import name_of
+from tests.room_versions import all_versions
 from tests.servers import RunningServer
 from tests.shared_rooms import join_over, state_of, until_agreed, until_heard
 
 
-@pytest.mark.parametrize("version", ["11", "12"])
+@all_versions
 async def test_two_users_of_two_servers_talk(
     here: RunningServer, there: RunningServer, alice: Client, bob: Client, version: str
 ) -> None:

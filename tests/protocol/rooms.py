@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
+import pytest
+
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId, RoomId, UserId
-from homeserver.protocol.room_versions import RoomVersion, room_version
+from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion, room_version
 from homeserver.protocol.strict_json import JsonObject
 
 V11: Final = room_version("11")
@@ -34,6 +36,9 @@ KIM: Final = UserId("@kim:elsewhere")
 """Knocked."""
 LEO: Final = UserId("@leo:elsewhere")
 """Left."""
+
+VERSIONS: Final = pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=ROOM_VERSIONS)
+"""Runs a test in each version."""
 
 _numbers = count(1)
 
@@ -87,6 +92,12 @@ def make_event(
     )
 
 
+def create_content_of(version: RoomVersion) -> JsonObject:
+    """What the create event of a room of ALICE's says."""
+    creator = {"creator": ALICE} if version.creator_in_content else {}
+    return {"room_version": version.version, **creator}
+
+
 @dataclass(frozen=True)
 class Draft:
     """What an event says, before it belongs to a room."""
@@ -125,7 +136,7 @@ class Room:
             "m.room.create",
             ALICE,
             "",
-            {"room_version": version.version, **create_content},
+            {**create_content_of(version), **create_content},
             prev_events=(),
         )
         self.state: dict[StateKey, Pdu] = {self.create.key: self.create}

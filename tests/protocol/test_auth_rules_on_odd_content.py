@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,16 +14,11 @@ from homeserver.protocol.canonical_json import MAX_INTEGER
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId
-from homeserver.protocol.room_versions import RoomVersion
+from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from tests.protocol.rooms import ALICE, BOB, DAVE, MIA, V11, V12, ZOE, Draft, Room, member, power_levels
 from tests.protocol.rule_cases import refusing_rule
 
-VERSIONS = (
-    V11,
-    V12,
-    replace(V11, version="9", integer_power_levels=False, creator_in_content=True),
-    replace(V11, version="6", restricted_join_rules=frozenset(), knock_join_rules=frozenset()),
-)
+VERSIONS = tuple(ROOM_VERSIONS.values())
 PEOPLE = (ALICE, ZOE, MIA, BOB, DAVE)
 MEMBERSHIPS = st.sampled_from(["join", "invite", "leave", "ban", "knock"])
 JOIN_RULES = st.sampled_from(["public", "invite", "knock", "restricted", "knock_restricted"])

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeserver.protocol.power_levels import CREATOR_LEVEL, PowerLevels
-from homeserver.protocol.room_versions import RoomVersion
+from homeserver.protocol.room_versions import LevelFormat, RoomVersion
 from tests.protocol.rooms import ALICE, BOB, DAVE, MAX, MIA, V11, V12, ZOE, Draft, Room, power_levels
 from tests.protocol.rule_cases import Case, in_each_version, outcome, refusing_rule
 
-STRING_LEVELS = replace(V11, integer_power_levels=False)
+STRING_LEVELS = replace(V11, level_format=LevelFormat.STRINGS)
 TOP_LEVEL = ("users_default", "events_default", "state_default", "ban", "redact", "kick", "invite")
 USERS = {ZOE: 100, MIA: 50, MAX: 50}
 MAX_INT = 2**53 - 1

@@ -12,9 +12,8 @@ from signedjson.sign import sign_json as sign_otherwise
 
 from homeserver.protocol.errors import BadJson, BadSignature, InvalidKey
 from homeserver.protocol.event_hashes import content_hash
-from homeserver.protocol.events import EventDraft, Pdu, build_pdu, parse_pdu
+from homeserver.protocol.events import EventDraft, Pdu, build_pdu, parse_pdu, redact_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId
-from homeserver.protocol.redaction import redact_pdu
 from homeserver.protocol.signing import (
     ServerKeys,
     SigningKey,
@@ -125,7 +124,7 @@ def test_the_json_signatures_of_the_specification(value: JsonObject, signature: 
 )
 def test_the_event_signatures_of_the_specification(event: JsonObject, signature: str) -> None:
     """Source: Appendices, "Cryptographic Test Vectors", "Event Signing"."""
-    hashed = {**event, "hashes": {"sha256": encode_base64(content_hash(event))}}
+    hashed = {**event, "hashes": {"sha256": encode_base64(content_hash(SPEC_VERSION, event))}}
     signed = sign_event(SPEC_VERSION, hashed, SPEC_SERVER, spec_key())
     assert signed == {**hashed, "signatures": {"domain": {"ed25519:1": signature}}}
 

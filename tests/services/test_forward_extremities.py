@@ -22,6 +22,7 @@ from storage.database import Database
 from storage.event_batch import DUMMY_TYPE
 from storage.event_flags import EventFlag
 from storage.stream import StreamEvent
+from tests.room_versions import versions_of_each_form
 from tests.services.forked_rooms import ForkedRoom, flags_of, guest
 from tests.services.incoming import IncomingStore, open_incoming
 from tests.services.room_models import OTHER_SERVER, check
@@ -132,7 +133,7 @@ async def test_a_room_gets_one_such_event_in_a_while_and_the_rest_after_it(
             assert await count_extremities(room) == 1
 
 
-@pytest.mark.parametrize("version", ["11", "12"])
+@versions_of_each_form
 async def test_an_event_of_ours_can_always_name_all_extremities(
     database: Database, database_url: str, version: str
 ) -> None:

@@ -20,6 +20,7 @@ from homeserver.services.room_state import MembersRequest
 from homeserver.services.sync import Sync, SyncRequest
 from storage.database import Database
 from storage.memberships import Membership
+from tests.room_versions import versions_since_v2
 from tests.services.forked_rooms import FIRST_TS, ForkedRoom, guest
 from tests.services.incoming import IncomingStore, open_incoming
 from tests.services.syncing import listening, new_sync
@@ -107,7 +108,7 @@ def state_of(room: Any) -> dict[tuple[str, str], EventId]:
     }
 
 
-@pytest.mark.parametrize("version", ["11", "12"])
+@versions_since_v2
 async def test_who_is_thrown_out_by_a_resolution_sees_a_leave_without_an_event(
     database: Database, database_url: str, version: str
 ) -> None:
@@ -197,7 +198,7 @@ async def test_who_was_thrown_out_can_leave_forget_and_come_back(
 
 
 @pytest.mark.invariant("SEC-VIS-2")
-@pytest.mark.parametrize("version", ["11", "12"])
+@versions_since_v2
 async def test_sec_vis_2_a_resolution_moves_nobody_into_a_room(
     database: Database, database_url: str, version: str
 ) -> None:

@@ -25,13 +25,13 @@ from storage.database import Database
 from storage.event_flags import EventFlag
 from storage.outliers import Outlier
 from storage.room_heads import RoomHead
+from tests.room_versions import versions_of_each_form, versions_since_v2
 from tests.services.forked_rooms import ForkedRoom, flags_of, guest
 from tests.services.incoming import IncomingStore, open_incoming
 from tests.services.room_models import OTHER_SERVER
 from tests.services.syncing import listening, new_sync
 from tests.storage.stores import open_store
 
-BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 SECRET = "something rude"
 
 
@@ -140,7 +140,7 @@ async def scene(database_url: str, version: str = "12") -> AsyncIterator[Scene]:
 
 
 @pytest.mark.invariant("SEC-REDACT-1")
-@BOTH_VERSIONS
+@versions_of_each_form
 @pytest.mark.parametrize("by", ["carol", "dave"])
 async def test_sec_redact_1_a_redaction_waits_for_its_target(
     database: Database, database_url: str, version: str, by: str
@@ -168,7 +168,7 @@ async def test_sec_redact_1_a_redaction_waits_for_its_target(
 
 
 @pytest.mark.invariant("SEC-REDACT-1")
-@BOTH_VERSIONS
+@versions_since_v2
 async def test_sec_redact_1_who_has_no_right_to_redact_has_no_effect_and_is_not_shown(
     database: Database, database_url: str, version: str
 ) -> None:

@@ -17,12 +17,12 @@ from homeserver.services.sync import SyncRequest
 from storage import stored_places
 from storage.database import Database
 from storage.event_flags import EventFlag
+from tests.room_versions import versions_of_each_form
 from tests.services.forked_rooms import ForkedRoom, flags_of, guest
 from tests.services.incoming import IncomingStore, open_incoming
 from tests.services.syncing import new_sync
 from tests.storage.stores import now_ms
 
-BOTH_VERSIONS = pytest.mark.parametrize("version", ["11", "12"])
 TOPIC = ("m.room.topic", "")
 
 
@@ -70,7 +70,7 @@ def _topic(text: str) -> tuple[str, dict[str, Any], str]:
 
 
 @pytest.mark.invariant("SEC-AUTH-3")
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_sec_auth_3_a_rejected_event_is_in_no_state_after_a_restart(
     database: Database, database_url: str, version: str
 ) -> None:
@@ -90,7 +90,7 @@ async def test_sec_auth_3_a_rejected_event_is_in_no_state_after_a_restart(
 
 
 @pytest.mark.invariant("SEC-AUTH-3")
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_sec_auth_3_a_rejected_event_that_comes_again_stays_rejected(
     database: Database, database_url: str, version: str
 ) -> None:
@@ -111,7 +111,7 @@ async def test_sec_auth_3_a_rejected_event_that_comes_again_stays_rejected(
 
 
 @pytest.mark.invariant("SEC-AUTH-3")
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_sec_auth_3_a_rejected_outlier_gets_no_place(
     database: Database, database_url: str, version: str
 ) -> None:
@@ -129,7 +129,7 @@ async def test_sec_auth_3_a_rejected_outlier_gets_no_place(
 
 
 @pytest.mark.invariant("SEC-AUTH-3")
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_sec_auth_3_an_outlier_that_the_state_refuses_is_rejected_when_it_gets_its_place(
     database: Database, database_url: str, version: str
 ) -> None:
@@ -153,7 +153,7 @@ async def test_sec_auth_3_an_outlier_that_the_state_refuses_is_rejected_when_it_
 
 
 @pytest.mark.invariant("SEC-AUTH-3")
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_sec_auth_3_what_names_a_rejected_event_as_auth_event_is_rejected(
     database: Database, database_url: str, version: str
 ) -> None:
@@ -171,7 +171,7 @@ async def test_sec_auth_3_what_names_a_rejected_event_as_auth_event_is_rejected(
 
 
 @pytest.mark.invariant("SEC-AUTH-3")
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_sec_auth_3_no_resolution_brings_a_rejected_event_in(
     database: Database, database_url: str, version: str
 ) -> None:
@@ -189,7 +189,7 @@ async def test_sec_auth_3_no_resolution_brings_a_rejected_event_in(
 
 
 @pytest.mark.invariant("SEC-AUTH-3")
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_sec_auth_3_a_soft_failed_event_is_no_extremity_and_goes_to_no_client(
     database: Database, database_url: str, version: str
 ) -> None:
@@ -221,7 +221,7 @@ async def test_sec_auth_3_a_soft_failed_event_is_no_extremity_and_goes_to_no_cli
         await check_shown_to_nobody(room, late, later)
 
 
-@BOTH_VERSIONS
+@versions_of_each_form
 async def test_an_outlier_that_comes_in_its_place_is_an_event_like_any_other(
     database: Database, database_url: str, version: str
 ) -> None:

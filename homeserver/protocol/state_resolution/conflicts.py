@@ -1,6 +1,8 @@
 """What the forks of a room disagree about: the full conflicted set.
 
-Source: Room Version 2, "State resolution", "Definitions"; Room Version 12, the same section.
+In version 1 of the algorithm these are the events of a key for which the states name several; a state that
+names none has no say. From version 2 on that is a conflict too, and auth events are replayed with them.
+Source: "State resolution" of room versions 1, 2 and 12.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def find_conflicts(
 ) -> Conflicts[Ref]:
     """Compare the whole states of a room's forks, one map for each; there is at least one.
 
-    A key that is missing from one of the states is a conflict too. `graph` holds the states' auth chains.
+    `graph` holds the states' auth chains.
     """
     base = states[0]
     overlays: list[Mapping[StateKey, Ref | None]] = []
@@ -69,14 +71,21 @@ def find_overlay_conflicts(
     """
     agreed: dict[StateKey, Ref | None] = {}
     conflicted: dict[StateKey, frozenset[Ref]] = {}
+    is_v1 = version.state_resolution is StateResolution.V1
     for key in {key for overlay in overlays for key in overlay}:
         values = {overlay[key] if key in overlay else base.get(key) for overlay in overlays}
+        if is_v1 and len(values) > 1:
+            values.discard(None)
         if len(values) > 1:
             conflicted[key] = frozenset(ref for ref in values if ref is not None)
         else:
             agreed[key] = values.pop()
     if not conflicted:
         return Conflicts(base, agreed, {}, frozenset())
+    if is_v1:
+        return Conflicts(
+            base, agreed, conflicted, frozenset(ref for refs in conflicted.values() for ref in refs)
+        )
 
     differing: list[set[Ref]] = []
     for overlay in overlays:

@@ -1,6 +1,7 @@
 """The algorithm: replay what is in conflict, and keep what the auth rules allow.
 
-Source: Room Version 2, "State resolution", "Algorithm"; Room Version 12, the same section.
+Source: Room Version 2, "State resolution", "Algorithm"; Room Version 12, the same section; for version 1 see
+`resolve_v1`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from homeserver.protocol.state_resolution.ordering import (
     mainline_order,
     power_order,
 )
+from homeserver.protocol.state_resolution.resolve_v1 import ReplayV1
 
 StateMap: TypeAlias = Mapping[StateKey, EventId]
 """A state of a room: (event type, state key) -> event ID."""
@@ -88,7 +90,18 @@ def resolve_conflicts(
     the state before it still win; a server for which rejected is rejected for ever names it here too.
     Source: "Rejected events".
     """
-    return _Replay(version, conflicts, events, graph, rejected, absent).changes()
+    if version.state_resolution is StateResolution.V1:
+        return _changes(conflicts, ReplayV1(version, conflicts, events, rejected, absent).settle())
+    return _changes(conflicts, _Replay(version, conflicts, events, graph, rejected, absent).replay())
+
+
+def _changes(conflicts: Conflicts[Ref], state: Mapping[StateKey, Ref]) -> dict[StateKey, Ref | None]:
+    """What the resolved state has other than the base; `state`: what the replay came to."""
+    resolved: dict[StateKey, Ref | None] = dict(conflicts.agreed)
+    for key in conflicts.conflicted:
+        resolved[key] = state.get(key)
+    resolved.update((key, ref) for key, ref in state.items() if conflicts.unconflicted(key) is None)
+    return {key: ref for key, ref in resolved.items() if ref != conflicts.base.get(key)}
 
 
 @dataclass(slots=True, eq=False)
@@ -111,17 +124,13 @@ class _Replay(Generic[Ref]):
     def starts_empty(self) -> bool:
         return self.version.state_resolution is StateResolution.V2_1
 
-    def changes(self) -> dict[StateKey, Ref | None]:
-        conflicts = self.conflicts
-        if conflicts.full_conflicted_set:
+    def replay(self) -> dict[StateKey, Ref]:
+        """What is in the state at the end. Raises MissingEvents."""
+        if self.conflicts.full_conflicted_set:
             self._require_events()
             self.create = self._find_create()
             self._replay()
-        resolved: dict[StateKey, Ref | None] = dict(conflicts.agreed)
-        for key in conflicts.conflicted:
-            resolved[key] = self.state.get(key)
-        resolved.update((key, ref) for key, ref in self.state.items() if conflicts.unconflicted(key) is None)
-        return {key: ref for key, ref in resolved.items() if ref != conflicts.base.get(key)}
+        return self.state
 
     def _require_events(self) -> None:
         """Note what the auth rules read for each event; raise MissingEvents for what is not loaded."""
