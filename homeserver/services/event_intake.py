@@ -15,15 +15,15 @@ from weakref import WeakValueDictionary
 from homeserver.errors import Unavailable
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import MAX_PREV_EVENTS, Pdu
-from homeserver.protocol.identifiers import EventId, RoomId, ServerName
-from homeserver.services.event_placement import Arrival, Arrivals, MissingParents, Verdict
-from homeserver.services.fork_states import ForkStates
+from homeserver.protocol.identifiers import EventId, RoomId
+from homeserver.services.arrival import Arrival, MissingParents, Verdict
+from homeserver.services.event_placement import Arrivals
+from homeserver.services.fork_placement import ForkPlacement
 from homeserver.services.forward_extremities import ForwardExtremities
 from homeserver.services.missing_events import parents_first
 from storage import stored_places
 from storage.database import Database
 from storage.decisions import EventsStored, UnknownRoom
-from storage.dictionaries import Dictionaries
 from storage.event_flags import EventFlag
 from storage.nids import NidBlocks
 from storage.persister import Persister
@@ -46,11 +46,9 @@ class EventIntake:
     """Places events. All raise UnknownRoom where this server has no such room, and Unavailable."""
 
     database: Database
-    dictionaries: Dictionaries
     persister: Persister
-    forks: ForkStates
+    fork_placement: ForkPlacement
     extremities: ForwardExtremities
-    server_name: ServerName
     _nids: NidBlocks = field(init=False, repr=False)
     _locks: WeakValueDictionary[RoomId, asyncio.Lock] = field(
         default_factory=WeakValueDictionary, init=False, repr=False
@@ -117,9 +115,7 @@ class EventIntake:
                 waiting.add(first.pdu.event_id)
                 arrivals = arrivals[1:]
                 continue
-            decision = Arrivals(
-                self.database, self.dictionaries, self.forks, self.server_name, arrivals[:at_once]
-            )
+            decision = Arrivals(self.fork_placement, arrivals[:at_once])
             makes_room = makes_room and await self._make_room(ref)
             try:
                 taken = await self.persister.append(ref.room_id, decision)

@@ -19,6 +19,7 @@ from homeserver.services.destinations import Destinations
 from homeserver.services.event_intake import EventIntake
 from homeserver.services.federation_sending import FederationSending
 from homeserver.services.fetched_history import FetchedHistory
+from homeserver.services.fork_placement import ForkPlacement
 from homeserver.services.fork_states import ForkStates
 from homeserver.services.forward_extremities import ForwardExtremities
 from homeserver.services.gap_filling import GapFilling
@@ -126,7 +127,12 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
     forks = ForkStates(database, dictionaries, graphs)
     served = ServedEvents(database, graphs, outgoing)
     missing = MissingEvents(database, client, gate, Outliers(database, dictionaries, clock), forks)
-    intake = EventIntake(database, dictionaries, persister, forks, ground.extremities, config.server_name)
+    intake = EventIntake(
+        database,
+        persister,
+        ForkPlacement(database, dictionaries, forks, config.server_name),
+        ground.extremities,
+    )
     gaps = GapFilling(database, persister, intake, missing, config.server_name)
     incoming = IncomingEvents(database, dictionaries, persister, intake, gaps, access, config.server_name)
     history = HistoryFetching(

@@ -15,8 +15,8 @@ from typing import Final
 
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, ServerName
+from homeserver.services.arrival import MissingAuthEvents
 from homeserver.services.event_intake import Blocked, EventIntake
-from homeserver.services.event_placement import MissingAuthEvents
 from homeserver.services.missing_events import Asked, MissingEvents
 from homeserver.services.servers_to_ask import servers_to_ask
 from storage import stored_places

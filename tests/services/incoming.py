@@ -12,6 +12,7 @@ from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import RoomId
 from homeserver.services.access_tokens import Requester
 from homeserver.services.event_intake import EventIntake
+from homeserver.services.fork_placement import ForkPlacement
 from homeserver.services.fork_states import ForkStates
 from homeserver.services.forward_extremities import ForwardExtremities
 from homeserver.services.gap_filling import GapFilling
@@ -71,7 +72,12 @@ async def open_incoming(database_url: str) -> AsyncIterator[IncomingStore]:
     async with open_store(database_url) as store:
         forks = ForkStates(store.database, store.dictionaries, AuthGraphs(store.database))
         extremities = ForwardExtremities(store.persister, store.database, SERVER, now_ms)
-        intake = EventIntake(store.database, store.dictionaries, store.persister, forks, extremities, SERVER)
+        intake = EventIntake(
+            store.database,
+            store.persister,
+            ForkPlacement(store.database, store.dictionaries, forks, SERVER),
+            extremities,
+        )
         nobody: Any = NobodyElse()
         gaps = GapFilling(store.database, store.persister, intake, nobody, SERVER)
         incoming = IncomingEvents(

@@ -13,7 +13,7 @@ from homeserver.protocol.events import EventDraft, Pdu, StateKey, build_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.state_resolution import resolve
-from homeserver.services.event_placement import Verdict
+from homeserver.services.arrival import Verdict
 from storage import room_state, room_timeline, stored_places
 from storage.event_flags import EventFlag
 from storage.packed_state import StateEntries
