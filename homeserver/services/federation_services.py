@@ -26,6 +26,7 @@ from homeserver.services.gap_filling import GapFilling
 from homeserver.services.history_fetching import HistoryFetching
 from homeserver.services.history_for_servers import HistoryForServers
 from homeserver.services.incoming_events import IncomingEvents
+from homeserver.services.join_handshakes import JoinHandshakes
 from homeserver.services.join_imports import JoinImports
 from homeserver.services.missing_events import MissingEvents
 from homeserver.services.out_of_band import OutOfBand
@@ -146,6 +147,9 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
     imports = JoinImports(
         database, dictionaries, persister, gate, ground.snapshots, config.server_name, clock
     )
+    handshakes = JoinHandshakes(
+        database, dictionaries, client, gate, imports, incoming, history, sending, own, clock
+    )
     out_of_band = OutOfBand(
         database,
         OutOfBandStore(database, dictionaries, config.server_name),
@@ -161,9 +165,7 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
         server_keys=key_ring,
         destinations=destinations,
         out_of_band=out_of_band,
-        remote_joins=RemoteJoins(
-            database, dictionaries, client, gate, imports, incoming, history, sending, own, clock
-        ),
+        remote_joins=RemoteJoins(database, handshakes, incoming, clock),
         remote_invites=RemoteInvites(persister, incoming, client, gate, key_ring, outgoing, clock),
         resident_rooms=ResidentRooms(
             database, dictionaries, persister, gate, incoming, served, access, own, clock

@@ -440,7 +440,7 @@ def _server_of(user: Client) -> ServerName:
 
 
 def sending_of(server: RunningServer) -> FederationSending:
-    return server.services.remote_joins._sending
+    return server.services.remote_joins._handshakes._sending
 
 
 def database_of(server: RunningServer) -> Database:

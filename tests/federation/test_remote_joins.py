@@ -14,7 +14,7 @@ from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.signing import sign_event
 from homeserver.protocol.strict_json import JsonObject
-from homeserver.services import remote_joins
+from homeserver.services import join_handshakes, remote_joins
 from homeserver.services.join_imports import JoinImports
 from storage.persist_connection import PersistConnection
 from storage.persister import Persister
@@ -724,7 +724,7 @@ async def test_the_next_server_is_asked_where_one_fails(
 async def test_servers_that_say_nothing_take_a_share_of_the_time(
     peer: Peer, notary: Peer, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_joins, "MAKE_JOIN_PATIENCE_S", 4.0)
+    monkeypatch.setattr(join_handshakes, "MAKE_JOIN_PATIENCE_S", 4.0)
     room = PlayedRoom.new([peer, notary])
     for_ever = asyncio.Event()
 
