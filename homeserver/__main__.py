@@ -1,6 +1,7 @@
 """The program lair-chat, which is also `python -m homeserver`.
 
-Exit codes: 0 done; 1 failed, with a text on standard error; 2 wrong usage or configuration; 130 interrupted.
+Exit codes: 0 done; 1 failed, with a text on standard error; 2 wrong usage, configuration or document;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from homeserver.commands import config, migrate, routes, serve, token, user
+from homeserver.commands import config, migrate, room, routes, serve, token, user
 from homeserver.commands.command_parser import CommandParser, Run
 from homeserver.errors import LairError
 from homeserver.settings_source import ConfigErrors
 
-COMMAND_GROUPS = (serve, config, migrate, user, token, routes)
+COMMAND_GROUPS = (serve, config, migrate, user, token, room, routes)
 """The modules of homeserver.commands, in the order of --help."""
 
 

@@ -61,6 +61,15 @@ class InvalidContent(NotAllowed):
     """The authorization rules refuse an event for the form of its content, whoever sends it."""
 
 
+class BadDocument(ProtocolError):
+    """A document about a room or an event that says nothing: `where` in it the fault is, and `why`."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where}: {why}" if where else why)
+        self.where = where
+        self.why = why
+
+
 class MissingEvents(ProtocolError):
     """A computation needs events that it was not given: load them and ask again."""
 

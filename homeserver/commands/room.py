@@ -1,0 +1,55 @@
+"""lair-chat room: what the core says of a whole room; no database, no configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from homeserver.commands.command_parser import Subparsers
+from homeserver.commands.documents import add_document, judge_document, printable
+from homeserver.protocol.room_documents import read_room
+from homeserver.protocol.room_replay import replay
+from homeserver.protocol.state_resolution import StateMap, resolve
+from homeserver.protocol.strict_json import JsonObject
+
+
+def add_to(commands: Subparsers) -> None:
+    """Add `room resolve`."""
+    group = commands.add_parser("room", help="what the rules make of a room").add_group()
+
+    resolve_parser = group.add_parser(
+        "resolve",
+        help="print the resolved state of a JSON document; exit code 2 where it is bad",
+        description='The document is {"room_version", "events", "state_sets"}. The state sets, lists of '
+        "event IDs, are resolved. Without them the events are replayed along their prev_events.",
+    )
+    add_document(resolve_parser)
+    resolve_parser.set_defaults(run=resolve_room)
+
+
+def resolve_room(arguments: argparse.Namespace) -> int:
+    """Print the state as {type: {state key: event ID}}; what was left out, and why, on standard error."""
+    return judge_document(arguments, _resolve)
+
+
+def _resolve(document: JsonObject) -> int:
+    room = read_room(document)
+    notes = list(room.notes)
+    state: StateMap
+    if room.state_sets is not None:
+        state = resolve(room.version, room.state_sets, room.events, absent=room.absent)
+    else:
+        replayed = replay(room.version, room.events, absent=room.absent)
+        state = replayed.state
+        notes += [
+            f"{room.places[event_id]}: {event_id} is refused by {refusal.by}: {refusal.why}"
+            for event_id, refusal in replayed.refused.items()
+        ]
+    for note in notes:
+        print(printable(note), file=sys.stderr)
+    by_type: dict[str, dict[str, str]] = {}
+    for (event_type, state_key), event_id in state.items():
+        by_type.setdefault(event_type, {})[state_key] = event_id
+    print(json.dumps(by_type, indent=2, sort_keys=True))
+    return 0
