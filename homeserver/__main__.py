@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from homeserver.commands import config, migrate, room, routes, serve, token, user
+from homeserver.commands import config, event, migrate, room, routes, serve, token, user
 from homeserver.commands.command_parser import CommandParser, Run
 from homeserver.errors import LairError
 from homeserver.settings_source import ConfigErrors
 
-COMMAND_GROUPS = (serve, config, migrate, user, token, room, routes)
+COMMAND_GROUPS = (serve, config, migrate, user, token, room, event, routes)
 """The modules of homeserver.commands, in the order of --help."""
 
 

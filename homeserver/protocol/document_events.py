@@ -77,8 +77,7 @@ def read_events(version: RoomVersion, listed: Iterable[tuple[str, Any]]) -> list
     room ID is made of a create event whose ID was given, the room ID that the create event, or else the first
     event, names stands for the room as well.
 
-    Raises BadDocument: for an event that is none, for an ID that two have, for a second create event, and
-    where a room ID is missing.
+    Raises BadDocument: for an event that is none, for an ID that two have, and where a room ID is missing.
     """
     events = [_read_event(version, where, value) for where, value in listed]
     places: dict[EventId, str] = {}
@@ -87,10 +86,7 @@ def read_events(version: RoomVersion, listed: Iterable[tuple[str, Any]]) -> list
         if first != event.where:
             where = f"{event.where}.event_id" if event.has_given_id else event.where
             raise BadDocument(where, f"{event.pdu.event_id} is the ID of {first} too")
-    creates = [event for event in events if is_create(event.source)]
-    if len(creates) > 1:
-        raise BadDocument(creates[1].where, f"is a second create event, after {creates[0].where}")
-    return _in_one_room(version, events, creates[0] if creates else None)
+    return _in_one_room(version, events, next((event for event in events if is_create(event.source)), None))
 
 
 def _read_event(version: RoomVersion, where: str, value: Any) -> DocumentEvent:

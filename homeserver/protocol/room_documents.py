@@ -53,9 +53,7 @@ def read_room(document: JsonObject) -> RoomDocument:
     places = [(f"events[{index}]", value) for index, value in enumerate(listed)]
     version = version_of_document(document, places)
     events = read_events(version, places)
-    create = next((event for event in events if is_create(event.source)), None)
-    if create is None:
-        raise BadDocument("events", "none of them is the create event")
+    create = _the_create(events)
     notes = [
         f"{event.where}: its content hash is wrong, so the redacted event counts"
         for event in events
@@ -101,6 +99,15 @@ def version_of_document(document: JsonObject, events: Iterable[tuple[str, Any]])
         return room_version(name)
     except UnknownRoomVersion as error:
         raise BadDocument(where, f"{error}; known are {', '.join(ROOM_VERSIONS)}") from None
+
+
+def _the_create(events: Sequence[DocumentEvent]) -> DocumentEvent:
+    creates = [event for event in events if is_create(event.source)]
+    if not creates:
+        raise BadDocument("events", "none of them is the create event")
+    if len(creates) > 1:
+        raise BadDocument(creates[1].where, f"is a second create event, after {creates[0].where}")
+    return creates[0]
 
 
 def _create_of_version(version: RoomVersion, create: DocumentEvent, notes: list[str]) -> DocumentEvent:

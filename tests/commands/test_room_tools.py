@@ -16,7 +16,7 @@ EXAMPLES = re.findall(r"```json\n(.*?)```\n\n```\n\$ lair-chat (\w+ \w+) \S+\n(.
 
 
 def test_there_are_examples() -> None:
-    assert [command for _, command, _ in EXAMPLES] == ["room resolve"]
+    assert [command for _, command, _ in EXAMPLES] == ["room resolve", "event check"]
 
 
 @pytest.mark.parametrize(("document", "command", "printed"), EXAMPLES)

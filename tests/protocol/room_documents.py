@@ -6,14 +6,21 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, Final
 
+import pytest
+
 from homeserver.protocol.auth_events import auth_state_keys
-from homeserver.protocol.events import StateKey
+from homeserver.protocol.events import EventDraft, Pdu, StateKey, build_pdu
+from homeserver.protocol.identifiers import RoomId, UserId
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
+from tests.protocol.rooms import V11, V12
 
 ALICE: Final = "@alice:test"
 BOB: Final = "@bob:test"
 CARL: Final = "@carl:elsewhere"
+
+both_versions = pytest.mark.parametrize("version", [V11, V12], ids=lambda version: version.version)
+"""Run a test that takes a `version` with room IDs of servers, and with those made of the create event."""
 
 
 class DocumentRoom:
@@ -27,7 +34,8 @@ class DocumentRoom:
 
     def start(self) -> None:
         """Alice made the room, which everyone may join; Bob has joined and has level 50."""
-        self.add("$create", "m.room.create", ALICE, "", {"room_version": self.version.version})
+        create_content = {"room_version": self.version.version, "creator": ALICE}
+        self.add("$create", "m.room.create", ALICE, "", create_content)
         self.add("$alice", "m.room.member", ALICE, ALICE, {"membership": "join"})
         users = {BOB: 50} if self.version.privileged_creators else {ALICE: 100, BOB: 50}
         self.add("$levels", "m.room.power_levels", ALICE, "", {"users": users})
@@ -86,3 +94,38 @@ def changed(document: JsonObject, path: Sequence[str | int], value: Any) -> Json
     else:
         at[path[-1]] = value
     return document
+
+
+def computed_room(version: RoomVersion) -> tuple[list[JsonObject], list[Pdu]]:
+    """A create event, a join and a message as a server would send them, but for the signatures."""
+    pdus: list[Pdu] = []
+
+    def add(draft: EventDraft) -> None:
+        auth_events = [pdu.event_id for pdu in pdus if pdu.state_key is not None]
+        room_id = pdus[0].room_id if pdus else RoomId("!room:test")
+        pdu = build_pdu(
+            version,
+            room_id=None if version.room_id_is_create_hash and not pdus else room_id,
+            draft=draft,
+            sender=UserId(ALICE),
+            prev_events=[pdus[-1].event_id] if pdus else [],
+            auth_events=auth_events[1:] if version.room_id_is_create_hash else auth_events,
+            depth=len(pdus) + 1,
+            origin_server_ts=1,
+        )
+        pdus.append(pdu)
+
+    add(EventDraft("m.room.create", {"room_version": version.version}, ""))
+    add(EventDraft("m.room.member", {"membership": "join"}, ALICE))
+    add(EventDraft("m.room.topic", {"topic": "tea"}, ""))
+    return [deepcopy(pdu.json) for pdu in pdus], pdus
+
+
+def paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Every place in a value but the value itself."""
+    steps: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        steps = list(value.items())
+    elif isinstance(value, list):
+        steps = list(enumerate(value))
+    return [place for step, below in steps for place in ((*path, step), *paths(below, (*path, step)))]

@@ -22,14 +22,12 @@ from homeserver.protocol.room_replay import Replay, replay
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.state_resolution import resolve
 from homeserver.protocol.strict_json import JsonObject
-from tests.protocol.room_documents import ALICE, BOB, CARL, DocumentRoom
+from tests.protocol.room_documents import ALICE, BOB, CARL, DocumentRoom, both_versions
 from tests.protocol.rooms import V11, Draft, make_event
 from tests.protocol.state_vectors import for_each_vector
 from tests.strategies import ROOM_VERSIONS
 
 PEOPLE = (ALICE, BOB, CARL, "@dave:elsewhere", "@eve:elsewhere")
-
-both_versions = pytest.mark.parametrize("version", ROOM_VERSIONS, ids=lambda version: version.version)
 
 
 def started(version: RoomVersion) -> DocumentRoom:
@@ -298,7 +296,7 @@ def told_room(random: Random, version: RoomVersion) -> Told:
     """A room of five people in which every event is on one to three earlier ones, and not all are allowed."""
     room = Told(random, version)
     users = {BOB: 50} if version.privileged_creators else {ALICE: 100, BOB: 50}
-    room.tell(Draft("m.room.create", ALICE, "", {"room_version": version.version}), ())
+    room.tell(Draft("m.room.create", ALICE, "", {"room_version": version.version, "creator": ALICE}), ())
     for draft in (
         Draft("m.room.member", ALICE, ALICE, {"membership": "join"}),
         Draft("m.room.power_levels", ALICE, "", {"users": users}),
