@@ -5,8 +5,6 @@ Source: Client-Server API, "Creation".
 
 from __future__ import annotations
 
-import secrets
-import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -35,7 +33,8 @@ from homeserver.protocol.room_versions import RoomVersion, room_version
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.access_tokens import Requester
 from homeserver.services.canonical_aliases import check_aliases_of_new_room
-from homeserver.services.event_building import as_answer, build_event
+from homeserver.services.event_building import as_answer
+from homeserver.services.event_series import EventSeries
 from homeserver.services.profiles import Profiles
 from homeserver.services.remote_invites import RemoteInvites
 from homeserver.services.state_changes import check_settable
@@ -61,7 +60,6 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "public_chat": Preset("public", "forbidden", 50),
 }
 
-ROOM_ID_LENGTH: Final = 18
 MAX_INVITES: Final = 100
 MAX_INITIAL_STATE: Final = 1000
 
@@ -214,15 +212,13 @@ class _Drafts:
         by_visibility = "public_chat" if self.request.visibility == "public" else "private_chat"
         return PRESETS[self.request.preset or by_visibility]
 
-    def create(self) -> EventDraft:
-        content = {**self.request.creation_content, "room_version": self.version.version}
-        content.pop("creator", None)
-        if self.version.creator_in_content:
-            content["creator"] = self.creator
+    def creation_content(self) -> JsonObject:
+        """What the create event says beside what only the server says."""
+        content = self.request.creation_content
         if self.version.privileged_creators and self.preset.invitees_are_equals and self.request.invite:
             given = content.get("additional_creators", [])
-            content["additional_creators"] = list(dict.fromkeys([*given, *self.request.invite]))
-        return EventDraft("m.room.create", content, "")
+            return {**content, "additional_creators": list(dict.fromkeys([*given, *self.request.invite]))}
+        return content
 
     def power_levels(self, create: Pdu) -> EventDraft:
         users: dict[str, int] = {}
@@ -308,33 +304,16 @@ class _Drafts:
 
 def _build_room(head: RoomHead, drafts: _Drafts, origin_server_ts: int) -> list[Pdu]:
     """All events of a new room, each authorised on top of those before it."""
-    head = head.overlay()
-    pdus: list[Pdu] = []
-    room_id = None if drafts.version.room_id_is_create_hash else _new_room_id(drafts.server_name)
-
-    def add(draft: EventDraft) -> Pdu:
-        pdu = build_event(
-            head, draft, drafts.creator, origin_server_ts, room_id=pdus[0].room_id if pdus else room_id
-        )
-        head.add(pdu)
-        pdus.append(pdu)
-        return pdu
-
-    create = add(drafts.create())
-    add(
-        EventDraft("m.room.member", {"membership": "join", **drafts.profiles[drafts.creator]}, drafts.creator)
+    profile = drafts.profiles[drafts.creator]
+    series = EventSeries.of_new_room(
+        head, drafts.creator, drafts.creation_content(), profile, origin_server_ts
     )
     try:
-        add(drafts.power_levels(create))
+        series.add(drafts.power_levels(series.pdus[0]))
         for draft in drafts.settings():
-            add(draft)
+            series.add(draft)
     except NotAllowed as error:
         raise InvalidRoomState(f"the room cannot be made: {error}") from None
     for draft in drafts.invites():
-        add(draft)
-    return pdus
-
-
-def _new_room_id(server_name: ServerName) -> RoomId:
-    letters = "".join(secrets.choice(string.ascii_letters) for _ in range(ROOM_ID_LENGTH))
-    return RoomId(f"!{letters}:{server_name}")
+        series.add(draft)
+    return series.pdus
