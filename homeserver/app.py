@@ -24,6 +24,7 @@ from client_api import (
     room_members,
     room_membership,
     room_state,
+    room_upgrades,
     server_admin,
     sync,
     versions,
@@ -69,6 +70,7 @@ from homeserver.services.room_events import RoomEvents
 from homeserver.services.room_history import RoomHistory
 from homeserver.services.room_membership import RoomMembership
 from homeserver.services.room_state import RoomState
+from homeserver.services.room_upgrades import RoomUpgrades
 from homeserver.services.room_visibility import RoomVisibility
 from homeserver.services.server_identity import establish_identity
 from homeserver.services.state_snapshots import StateSnapshots
@@ -99,6 +101,7 @@ ENDPOINTS: Final[Sequence[Endpoints[Any]]] = (
     profiles.endpoints,
     filters.endpoints,
     room_creation.endpoints,
+    room_upgrades.endpoints,
     room_events.endpoints,
     redactions.endpoints,
     room_membership.endpoints,
@@ -237,6 +240,7 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
     if config.federation.enabled:
         stream.listen(federation.sending.listen)
     client_events = ClientEvents(visibility, clock)
+    creation_clock = strictly_increasing(clock)  # equal create events would be one room
     services = Services(
         **vars(accounts),
         **vars(shared),
@@ -254,9 +258,10 @@ async def _serve(config: Config, database: Database, clock: Clock) -> AsyncItera
             shared.remote_invites,
             config.server_name,
             config.rooms.default_version,
-            strictly_increasing(clock),  # equal create events would be one room
+            creation_clock,
             room_directory.may_publish,
         ),
+        room_upgrades=RoomUpgrades(persister, database, dictionaries, profiles, creation_clock),
         room_events=RoomEvents(persister, database, clock),
         room_membership=RoomMembership(
             persister,

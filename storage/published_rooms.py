@@ -42,6 +42,19 @@ async def remove(tx: Transaction, room_id: RoomId) -> None:
     await tx.execute(query, room_id)
 
 
+async def move(tx: Transaction, from_room_id: RoomId, to_room_id: RoomId) -> None:
+    """List another room instead of this one, if this one is listed."""
+    query = """
+        WITH unlisted AS (
+            DELETE FROM published_rooms USING rooms WHERE nid = room_nid AND room_id = $1 RETURNING room_nid
+        )
+        INSERT INTO published_rooms (room_nid)
+        SELECT nid FROM rooms WHERE room_id = $2 AND EXISTS (SELECT FROM unlisted)
+        ON CONFLICT (room_nid) DO NOTHING
+    """
+    await tx.execute(query, from_room_id, to_room_id)
+
+
 async def by_members(tx: Transaction, versions: Iterable[str]) -> list[PublishedRoom]:
     """The listed rooms of these room versions that have members, those with the most first."""
     query = """

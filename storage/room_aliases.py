@@ -62,3 +62,13 @@ async def delete(tx: Transaction, alias: RoomAlias, room_id: RoomId) -> bool:
         WHERE nid = room_nid AND room_alias = $1 AND room_id = $2 RETURNING true
     """
     return await tx.fetchval(query, alias, room_id) is not None
+
+
+async def move(tx: Transaction, from_room_id: RoomId, to_room_id: RoomId) -> None:
+    """Let all aliases of a room point to another one."""
+    query = """
+        UPDATE room_aliases SET room_nid = new_room.nid
+        FROM rooms AS old_room, rooms AS new_room
+        WHERE room_nid = old_room.nid AND old_room.room_id = $1 AND new_room.room_id = $2
+    """
+    await tx.execute(query, from_room_id, to_room_id)

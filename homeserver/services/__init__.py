@@ -19,6 +19,7 @@ from homeserver.services.room_events import RoomEvents
 from homeserver.services.room_history import RoomHistory
 from homeserver.services.room_membership import RoomMembership
 from homeserver.services.room_state import RoomState
+from homeserver.services.room_upgrades import RoomUpgrades
 from homeserver.services.sync import Sync
 
 
@@ -35,6 +36,7 @@ class Services(AccountServices, FederationServices):
     public_rooms: PublicRooms
     lookups: Lookups
     room_creation: RoomCreation
+    room_upgrades: RoomUpgrades
     room_events: RoomEvents
     room_membership: RoomMembership
     room_history: RoomHistory
