@@ -119,6 +119,32 @@ async def test_names_and_rooms_are_found_by_others(server: RunningServer) -> Non
         assert bob.rooms[created.room_id].user_name(alice.user_id) == "Alice the Great"
 
 
+async def test_bob_follows_alice_into_the_room_that_replaces_theirs(server: RunningServer) -> None:
+    async with client(server, "alice") as alice, client(server, "bob") as bob:
+        created = await alice.room_create(name="Tea", preset=nio.RoomPreset.public_chat)
+        assert isinstance(created, nio.RoomCreateResponse), created
+        assert isinstance(await bob.join(created.room_id), nio.JoinResponse)
+        await bob.sync()
+
+        upgraded = await server.nobody.with_token(alice.access_token).post(
+            f"/_matrix/client/v3/rooms/{created.room_id}/upgrade", {"new_version": "11"}
+        )
+        news = await bob.sync()
+        assert isinstance(news, nio.SyncResponse), news
+        [tombstone] = [
+            event
+            for event in news.rooms.join[created.room_id].timeline.events
+            if isinstance(event, nio.RoomUpgradeEvent)
+        ]
+        assert tombstone.replacement_room == upgraded.body["replacement_room"]
+
+        assert isinstance(await bob.join(tombstone.replacement_room), nio.JoinResponse)
+        await bob.sync()
+        assert bob.rooms[tombstone.replacement_room].name == "Tea"
+        assert bob.rooms[tombstone.replacement_room].room_version == "11"
+        assert set(bob.rooms[tombstone.replacement_room].users) == {alice.user_id, bob.user_id}
+
+
 async def test_logging_in_again_is_another_device_and_logging_out_ends_it(server: RunningServer) -> None:
     async with client(server, "alice") as alice:
         second = nio.AsyncClient(server.url, alice.user_id)
