@@ -15,21 +15,28 @@ from functools import partial
 from typing import Final
 
 from homeserver.errors import BadRequest, NotFound, UnsupportedRoomVersion
-from homeserver.protocol.auth_events import CREATE, POWER_LEVELS
-from homeserver.protocol.errors import InvalidIdentifier, ProtocolError, UnknownRoomVersion
+from homeserver.protocol.auth_events import CREATE
+from homeserver.protocol.errors import ProtocolError, UnknownRoomVersion
 from homeserver.protocol.events import EventDraft, Pdu
-from homeserver.protocol.identifiers import RoomId, UserId, parse_room_id
+from homeserver.protocol.identifiers import RoomId, UserId
 from homeserver.protocol.room_versions import room_version
 from homeserver.services.access_tokens import Requester
-from homeserver.services.canonical_aliases import CANONICAL_ALIAS, without_alias
 from homeserver.services.client_events import read_pdus
 from homeserver.services.clock import Clock
 from homeserver.services.event_building import as_answer, build_event
 from homeserver.services.event_series import EventSeries, create_content
 from homeserver.services.profiles import Profiles
 from homeserver.services.single_flight import SingleFlight
-from homeserver.services.upgraded_power_levels import TOMBSTONE, levels_of_silenced_room
-from homeserver.services.upgraded_state import COPIED, LINKS, MENDED, SPACE_CHILD, OldRoom, Upgrade
+from homeserver.services.upgrade_decisions import (
+    Changed,
+    Replaced,
+    check_upgradable,
+    events_for_changes,
+    events_of_new_room,
+    last_events,
+    more_events_of_new_room,
+)
+from homeserver.services.upgraded_state import COPIED, LINKS, MENDED, OldRoom, Upgrade
 from storage import memberships, published_rooms, room_aliases, room_state, room_timeline
 from storage.database import Database
 from storage.decisions import UnknownRoom
@@ -43,17 +50,8 @@ from storage.room_state import StateAt
 EVENTS_AT_ONCE: Final = 500
 """A room that gets more events gets them by several decisions: each keeps the persister busy."""
 
-_BODY: Final = "This room has been replaced"
-
-
-class _Replaced(Exception):
-    """A room has been replaced already."""
-
-    def __init__(self, create: Pdu, tombstone: Pdu, replacement: RoomId) -> None:
-        super().__init__(f"{create.room_id} has been replaced by {replacement}")
-        self.create = create
-        self.tombstone = tombstone
-        self.replacement = replacement
+MAX_LOOKS: Final = 5
+"""How often a room is looked at again that has changed while the new one was made."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +87,13 @@ class RoomUpgrades:
 
     async def _upgrade(self, room_id: RoomId, upgrade: Upgrade) -> RoomId:
         try:
-            head = await self.persister.consider(room_id, lambda head: _check(head, upgrade))
+            head = await self.persister.consider(room_id, lambda head: check_upgradable(head, upgrade))
             new_room_id = await self._replace(await self._load(head), upgrade)
         except UnknownRoom:
             raise NotFound(f"{room_id} is not known here") from None
         except ProtocolError as error:
             raise as_answer(error) from None
-        except _Replaced as replaced:
+        except Replaced as replaced:
             new_room_id = replaced.replacement
             if not await self._is_outcome(replaced, upgrade):
                 raise BadRequest(f"{room_id} has been replaced by {new_room_id}: upgrade that one") from None
@@ -122,9 +120,8 @@ class RoomUpgrades:
             newest = await room_timeline.read_backwards(
                 tx, room.nid, (0, room_timeline.FIRST), (seq, room_timeline.AFTER), 1
             )
-        return OldRoom(
-            room, {pdu.key: pdu for pdu in state}, bans, aliases, newest[0].event_id if newest else None
-        )
+        last = newest[0].event_id if newest else None
+        return OldRoom(room, seq, {pdu.key: pdu for pdu in state}, bans, aliases, last)
 
     async def _replace(self, old: OldRoom, upgrade: Upgrade) -> RoomId:
         """Make the new room, then say in the old one that it has been replaced.
@@ -138,12 +135,13 @@ class RoomUpgrades:
             for start in range(EVENTS_AT_ONCE, len(drafts), EVENTS_AT_ONCE):
                 part = drafts[start : start + EVENTS_AT_ONCE]
                 await self.persister.append(
-                    new_room_id, partial(_more, upgrade=upgrade, drafts=part, origin_server_ts=began + start)
+                    new_room_id,
+                    partial(
+                        more_events_of_new_room, upgrade=upgrade, drafts=part, origin_server_ts=began + start
+                    ),
                 )
-            await self.persister.append(
-                old.room.room_id, lambda head: _last_events(head, old, new_room_id, upgrade, self.clock())
-            )
-        except (ProtocolError, _Replaced):
+            await self._name_successor(old, new_room_id, upgrade)
+        except (ProtocolError, Replaced):
             leave = EventDraft("m.room.member", {"membership": "leave"}, upgrade.upgrader)
             await self.persister.append(
                 new_room_id, lambda head: [build_event(head, leave, upgrade.upgrader, self.clock())]
@@ -163,12 +161,38 @@ class RoomUpgrades:
         def decide(head: RoomHead) -> list[Pdu]:
             series = EventSeries.of_new_room(head, user_id, content, profile, origin_server_ts)
             room_ids[:] = [series.pdus[0].room_id]
-            return _add(series, drafts)
+            return events_of_new_room(series, drafts)
 
         await self.persister.create(NewRoom(upgrade.version, user_id), decide)
         return room_ids[0]
 
-    async def _is_outcome(self, replaced: _Replaced, upgrade: Upgrade) -> bool:
+    async def _name_successor(self, old: OldRoom, new_room_id: RoomId, upgrade: Upgrade) -> None:
+        """Say in the old room what replaces it, once the new one has what has changed meanwhile.
+
+        A room that changes all the time is waited for only so long.
+        """
+        for is_patient in (*[True] * MAX_LOOKS, False):
+            decide = partial(
+                last_events,
+                old=old,
+                new_room_id=new_room_id,
+                upgrade=upgrade,
+                clock=self.clock,
+                is_patient=is_patient,
+            )
+            try:
+                await self.persister.append(old.room.room_id, decide)
+            except Changed:
+                before, old = old, await self._load(await self.persister.newest_head(old.room.room_id))
+                changes = upgrade.changes(before, old)
+                await self.persister.append(
+                    new_room_id,
+                    partial(events_for_changes, upgrade=upgrade, drafts=changes, clock=self.clock),
+                )
+            else:
+                return
+
+    async def _is_outcome(self, replaced: Replaced, upgrade: Upgrade) -> bool:
         """Whether what has replaced a room came of this very upgrade, which was asked for before."""
         try:
             create = await self.persister.consider(replaced.replacement, lambda head: head.event(*CREATE))
@@ -186,66 +210,3 @@ class RoomUpgrades:
         async with self.database.transaction() as tx:
             await room_aliases.move(tx, room_id, new_room_id)
             await published_rooms.move(tx, room_id, new_room_id)
-
-
-def _check(head: RoomHead, upgrade: Upgrade) -> RoomHead:
-    """The head of a room that may be upgraded. Raises NotAllowed, _Replaced."""
-    build_event(head, _tombstone(head.room.room_id), upgrade.upgrader, 0)
-    create, tombstone = head.event(*CREATE), head.event(TOMBSTONE)
-    assert create is not None
-    if tombstone is not None and (replacement := _replacement(tombstone)) is not None:
-        raise _Replaced(create, tombstone, replacement)
-    return head
-
-
-def _more(
-    head: RoomHead, *, upgrade: Upgrade, drafts: Sequence[EventDraft], origin_server_ts: int
-) -> list[Pdu]:
-    """A further part of what the new room gets."""
-    return _add(EventSeries(head, upgrade.upgrader, origin_server_ts), drafts)
-
-
-def _add(series: EventSeries, drafts: Sequence[EventDraft]) -> list[Pdu]:
-    """Add what a new room gets. What its rules refuse is left out, but no power levels."""
-    for draft in drafts:
-        if draft.type == "m.room.power_levels":
-            series.add(draft)
-        else:
-            series.add_if_possible(draft)
-        if draft.type == SPACE_CHILD:
-            series.origin_server_ts += 1  # rooms of a space are shown in the order of these
-    return series.pdus
-
-
-def _last_events(
-    head: RoomHead, old: OldRoom, new_room_id: RoomId, upgrade: Upgrade, origin_server_ts: int
-) -> list[Pdu]:
-    """The tombstone of the old room, and what silences it as far as the upgrader may do that."""
-    _check(head, upgrade)
-    series = EventSeries(head, upgrade.upgrader, origin_server_ts)
-    series.add(_tombstone(new_room_id))
-    if (event := head.event(CANONICAL_ALIAS)) is not None:
-        left = event.content
-        for alias in old.aliases:
-            left = without_alias(left, alias)
-        if left != event.content:
-            series.add_if_possible(EventDraft(CANONICAL_ALIAS, left, ""))
-    levels = levels_of_silenced_room(head.version, old.create, head.event(*POWER_LEVELS))
-    if levels is not None:
-        series.add_if_possible(EventDraft("m.room.power_levels", levels, ""))
-    return series.pdus
-
-
-def _tombstone(replacement: RoomId) -> EventDraft:
-    return EventDraft(TOMBSTONE, {"body": _BODY, "replacement_room": replacement}, "")
-
-
-def _replacement(tombstone: Pdu) -> RoomId | None:
-    """The other room that a tombstone names, if it names any."""
-    named = tombstone.content.get("replacement_room")
-    if not isinstance(named, str) or named == tombstone.room_id:
-        return None
-    try:
-        return parse_room_id(named)
-    except InvalidIdentifier:
-        return None

@@ -50,6 +50,8 @@ class OldRoom:
     """A room that is to be replaced, as far as it matters for the new one."""
 
     room: RoomRef
+    seq: int
+    """The room_seq of the event after which it was looked at."""
     state: Mapping[StateKey, Pdu]
     """Its events of the types above."""
     bans: Sequence[Pdu]
@@ -116,6 +118,11 @@ class Upgrade:
             old.room.version, old.create, old.state.get(POWER_LEVELS), self.version, self.creators
         )
         yield EventDraft("m.room.power_levels", power_levels, "")
+
+    def changes(self, before: OldRoom, now: OldRoom) -> list[EventDraft]:
+        """What the new room gets besides, because the old one has changed; what that lost stays here."""
+        known = {(draft.type, draft.state_key): draft for draft in self.drafts(before)}
+        return [draft for draft in self.drafts(now) if known.get((draft.type, draft.state_key)) != draft]
 
     def _links(self, old: OldRoom) -> Iterator[Pdu]:
         """The links of a space to its rooms, the oldest first, as that is how they are shown; and to spaces.

@@ -555,6 +555,48 @@ async def test_who_loses_the_power_meanwhile_leaves_the_new_room(
 
 
 @ALL_VERSIONS
+async def test_what_changes_while_the_new_room_is_made_is_not_lost(
+    server: RunningServer, alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    room_id = await new_room(alice, room_version=version, name="Tea", topic="Leaves")
+
+    async def change() -> None:
+        await join(bob, room_id)
+        answer = await alice.post(room_path(room_id, "ban"), {"user_id": bob.user_id})
+        assert answer.status == 200
+        await set_state(alice, room_id, "m.room.topic", {"topic": "Coffee"})
+
+    BeforeTheTombstone(server, monkeypatch, room_id, change)
+    new_room_id = await upgrade(alice, room_id, version)
+
+    assert (await content(alice, room_id, "m.room.tombstone"))["replacement_room"] == new_room_id
+    assert (await content(alice, new_room_id, "m.room.member", bob.user_id))["membership"] == "ban"
+    assert await content(alice, new_room_id, "m.room.topic") == {"topic": "Coffee"}
+    page = await alice.get(room_path(new_room_id, "messages"), {"dir": "b", "limit": "2"})
+    assert {event["type"] for event in page.body["chunk"]} == {"m.room.member", "m.room.topic"}
+
+
+async def test_a_room_that_changes_all_the_time_is_upgraded_too(
+    alice: Client, bob: Client, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id = await new_room(alice)
+    persister = server.services.room_upgrades.persister
+    append = persister.append
+
+    async def appending(of_room: RoomId, decide: Decision, **more: Any) -> list[EventId]:
+        if of_room == room_id:
+            monkeypatch.setattr(persister, "append", append)
+            await set_state(alice, room_id, "m.room.topic", {"topic": unique_name("topic")})
+            monkeypatch.setattr(persister, "append", appending)
+        return await append(of_room, decide, **more)
+
+    monkeypatch.setattr(persister, "append", appending)
+    new_room_id = await upgrade(alice, room_id)
+
+    assert (await content(alice, room_id, "m.room.tombstone"))["replacement_room"] == new_room_id
+
+
+@ALL_VERSIONS
 async def test_an_upgrade_that_broke_off_is_made_anew(
     server: RunningServer, alice: Client, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
