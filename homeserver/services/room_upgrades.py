@@ -47,7 +47,7 @@ from storage.persister import Persister
 from storage.room_heads import RoomHead
 from storage.room_state import StateAt
 
-EVENTS_AT_ONCE: Final = 500
+EVENTS_AT_ONCE: Final = 200
 """A room that gets more events gets them by several decisions: each keeps the persister busy."""
 
 MAX_LOOKS: Final = 5
