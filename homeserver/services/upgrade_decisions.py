@@ -63,14 +63,14 @@ def more_events_of_new_room(
     head: RoomHead, *, upgrade: Upgrade, drafts: Sequence[EventDraft], origin_server_ts: int
 ) -> list[Pdu]:
     """Further ones, where they are too many for one decision."""
-    return events_of_new_room(EventSeries(head, upgrade.upgrader, origin_server_ts), drafts)
+    return events_of_new_room(_series(head, upgrade, drafts, origin_server_ts), drafts)
 
 
 def events_for_changes(
     head: RoomHead, *, upgrade: Upgrade, drafts: Sequence[EventDraft], clock: Clock
 ) -> list[Pdu]:
     """What the new room gets because the old one has changed, as far as the upgrader may say it by now."""
-    series = EventSeries(head, upgrade.upgrader, clock())
+    series = _series(head, upgrade, drafts, clock())
     for draft in drafts:
         series.add_if_possible(draft)
     return series.pdus
@@ -99,6 +99,15 @@ def last_events(
     if levels is not None:
         series.add_if_possible(EventDraft("m.room.power_levels", levels, ""))
     return series.pdus
+
+
+def _series(
+    head: RoomHead, upgrade: Upgrade, drafts: Sequence[EventDraft], origin_server_ts: int
+) -> EventSeries:
+    """A series on a head that has all that so many drafts need: it is asked for at once, not one by one."""
+    keys = ((draft.type, draft.state_key or "") for draft in drafts)
+    head.events([*keys, ("m.room.member", upgrade.upgrader)])
+    return EventSeries(head, upgrade.upgrader, origin_server_ts)
 
 
 def _tombstone(replacement: RoomId) -> EventDraft:

@@ -327,6 +327,21 @@ async def test_more_bans_than_one_decision_takes_move_too(
     assert (await levels_of(bob, new_room_id))["ban"] == 51
 
 
+async def test_bans_move_to_a_room_of_which_nothing_is_in_memory(
+    alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("homeserver.services.room_upgrades.EVENTS_AT_ONCE", 150)
+    room_id = await new_room(alice, room_version="11")
+    banned = [f"@spam-{number}:test" for number in range(290)]
+    for user_id in banned:
+        await alice.post(room_path(room_id, "ban"), {"user_id": user_id})
+
+    monkeypatch.setattr("storage.room_heads.MAX_LOADED_EVENTS", 100)
+    new_room_id = await upgrade(alice, room_id, "11")
+
+    assert (await content(alice, new_room_id, "m.room.member", banned[-1]))["membership"] == "ban"
+
+
 @ALL_VERSIONS
 async def test_a_space_keeps_its_rooms_in_their_order(
     server: RunningServer, alice: Client, version: str
