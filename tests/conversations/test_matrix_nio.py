@@ -145,6 +145,23 @@ async def test_bob_follows_alice_into_the_room_that_replaces_theirs(server: Runn
         assert set(bob.rooms[tombstone.replacement_room].users) == {alice.user_id, bob.user_id}
 
 
+async def test_a_client_replaces_a_room_without_asking_the_server_to(server: RunningServer) -> None:
+    async with client(server, "alice") as alice:
+        created = await alice.room_create(
+            name="Tea", topic="Leaves", alias=unique_name("tea"), room_version="11"
+        )
+        assert isinstance(created, nio.RoomCreateResponse), created
+        await alice.sync()
+
+        upgraded = await alice.room_upgrade(created.room_id, "11")
+        assert isinstance(upgraded, nio.responses.RoomUpgradeResponse), upgraded
+        await alice.sync()
+        state = await alice.room_get_state_event(created.room_id, "m.room.tombstone")
+        assert isinstance(state, nio.RoomGetStateEventResponse), state
+        assert state.content["replacement_room"] == upgraded.room_id
+        assert alice.rooms[upgraded.room_id].topic == "Leaves"
+
+
 async def test_logging_in_again_is_another_device_and_logging_out_ends_it(server: RunningServer) -> None:
     async with client(server, "alice") as alice:
         second = nio.AsyncClient(server.url, alice.user_id)
