@@ -6,7 +6,6 @@ The document is {"room_version", "event", "auth_events"}; the latter are taken t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from homeserver.protocol.auth_events import auth_state_keys
 from homeserver.protocol.auth_rules import check_against_auth_events
@@ -19,9 +18,6 @@ from homeserver.protocol.room_documents import version_of_document
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.protocol.unpadded_base64 import decode_base64, encode_base64
-
-_VERSIONS_WITH_EVENT_IDS: Final = frozenset({"1", "2"})
-"""Whose events hold their ID. Elsewhere an `event_id` was added by somebody, and no hash is made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +121,8 @@ def _expected(
 def _hashes(version: RoomVersion, event: DocumentEvent) -> tuple[EventId | None, str, str | None]:
     """The computed event ID, the content hash, and the one that the event has."""
     source = event.source
-    makes_ids = version.version not in _VERSIONS_WITH_EVENT_IDS
-    if makes_ids:
+    makes_ids = not version.has_chosen_event_ids
+    if makes_ids:  # an event_id was added by somebody then, and no hash is made of it
         source = {key: value for key, value in source.items() if key != "event_id"}
     hashes = source.get("hashes")
     claimed = hashes.get("sha256") if isinstance(hashes, dict) else None
@@ -134,7 +130,7 @@ def _hashes(version: RoomVersion, event: DocumentEvent) -> tuple[EventId | None,
         claimed = None
     try:
         computed_id = event_id_of(version, source) if makes_ids and claimed is not None else None
-        return computed_id, encode_base64(content_hash(source)), claimed
+        return computed_id, encode_base64(content_hash(version, source)), claimed
     except BadJson as error:
         raise BadDocument(event.where, str(error)) from None
 

@@ -64,7 +64,7 @@ def levels_of_silenced_room(version: RoomVersion, create: Pdu, power_levels: Pdu
     if not raised:
         return None
     if power_levels is not None:
-        return {**power_levels.content, **raised}
+        return {**power_levels.content, **_only_levels(version, power_levels.content), **raised}
     creators = () if version.privileged_creators else creators_of(version, create)
     return {"users": dict.fromkeys(creators, ADMIN_LEVEL), **raised}
 

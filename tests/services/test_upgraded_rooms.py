@@ -21,14 +21,10 @@ from storage.room_heads import RoomRef
 from tests.protocol.json_values import any_values
 from tests.protocol.rooms import ALICE, BOB, MIA, V11, V12, make_event
 
-LAX: Final = replace(
-    V11, integer_power_levels=False, knock_join_rules=frozenset(), restricted_join_rules=frozenset()
-)
-"""As version 6: levels may be strings, and rooms can neither be knocked at nor be restricted."""
-RESTRICTED: Final = replace(
-    V11, knock_join_rules=frozenset({"knock"}), restricted_join_rules=frozenset({"restricted"})
-)
-"""As version 9: a room can be knocked at or be restricted, but not both."""
+LAX: Final = ROOM_VERSIONS["6"]
+"""Levels may be strings, and rooms can neither be knocked at nor be restricted."""
+RESTRICTED: Final = ROOM_VERSIONS["9"]
+"""A room can be knocked at or be restricted, but not both."""
 
 LEVELS = any_values() | st.integers(-200, 200) | st.integers(-200, 200).map(str)
 NAMES = st.sampled_from([ALICE, BOB, "bob", "@nobody", "m.room.tombstone", "m.room.name", "room"])
