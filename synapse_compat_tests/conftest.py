@@ -14,6 +14,7 @@ from synapse_compat_tests.synapse_process import synapse_process
 from tests.clients import Client
 from tests.federation.homeservers import homeserver_process
 from tests.federation.peers import Authority
+from tests.room_versions import OF_EACH_FORM
 from tests.servers import unique_name
 
 pytest_plugins = ["tests.invariants"]
@@ -40,7 +41,7 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield http
 
 
-@pytest.fixture(params=["11", "12"])
+@pytest.fixture(params=OF_EACH_FORM)
 def version(request: pytest.FixtureRequest) -> str:
     """The version of the story's rooms."""
     version: str = request.param

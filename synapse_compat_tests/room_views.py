@@ -53,7 +53,7 @@ async def change_member(user: Client, room_id: str, action: str, target: Client)
 
 async def redact(user: Client, room_id: str, event_id: str) -> str:
     """Redact an event and return the redaction's ID."""
-    answer = await user.in_room("PUT", room_id, f"redact/{quote(event_id)}/{uuid4().hex}", {})
+    answer = await user.in_room("PUT", room_id, f"redact/{quote(event_id, safe='')}/{uuid4().hex}", {})
     redaction: str = answer["event_id"]
     return redaction
 

@@ -14,10 +14,12 @@ from synapse_compat_tests.room_views import (
     until_stands,
 )
 from synapse_compat_tests.sides import Sides, neighbour_of, server_of
+from tests.room_versions import all_versions, versions_with_restricted_joins
 from tests.servers import unique_name
 from tests.shared_rooms import until_agreed, until_heard
 
 
+@all_versions
 async def test_a_guest_joins_and_both_talk(sides: Sides) -> None:
     room_id = await sides.new_room(name="Tea", topic="with milk")
     await sides.enter(room_id)
@@ -83,6 +85,7 @@ async def test_a_room_that_is_not_public_is_not_joined(sides: Sides) -> None:
     assert (await attempt(sides.guest, "GET", room_id, "state")).status == 403
 
 
+@versions_with_restricted_joins
 async def test_members_of_one_room_may_enter_another(sides: Sides) -> None:
     lobby, inner = await lobby_and_inner_room(sides)
     refused = await try_join(sides.guest, inner, server_of(sides.host))
@@ -97,6 +100,7 @@ async def test_members_of_one_room_may_enter_another(sides: Sides) -> None:
     await until_heard(sides.host, inner, await sides.guest.say(inner, "I am in"))
 
 
+@versions_with_restricted_joins
 async def test_a_guest_who_may_invite_lets_members_of_the_other_room_in(sides: Sides) -> None:
     lobby, inner = await lobby_and_inner_room(sides, power_level_content_override={"invite": 0})
     for room_id in (lobby, inner):

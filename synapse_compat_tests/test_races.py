@@ -11,11 +11,13 @@ import pytest
 from synapse_compat_tests.room_views import attempt, content_of, membership
 from synapse_compat_tests.sides import Sides, neighbour_of
 from tests.clients import Client, Response
+from tests.room_versions import all_versions
 from tests.shared_rooms import until_agreed, until_heard
 
 ROUNDS = 8
 
 
+@all_versions
 @pytest.mark.invariant("PROM-CONV")
 async def test_prom_conv_topics_that_are_set_at_once(sides: Sides) -> None:
     room_id = await sides.shared_room(power_level_content_override={"state_default": 0, "events": {}})
@@ -28,6 +30,7 @@ async def test_prom_conv_topics_that_are_set_at_once(sides: Sides) -> None:
     await until_settled(sides, room_id)
 
 
+@all_versions
 @pytest.mark.invariant("PROM-CONV")
 async def test_prom_conv_power_levels_that_are_changed_at_once(sides: Sides) -> None:
     room_id = await new_room_with_power(sides, 100)

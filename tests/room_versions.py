@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
 from typing import Final
 
 import pytest
 
-from homeserver.protocol.identifiers import EventId
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 
 OF_EACH_FORM: Final = ("1", "3", "10", "11", "12")
@@ -17,9 +14,6 @@ creators in the create event, and the two of today."""
 
 SINCE_V2: Final = OF_EACH_FORM[1:]
 """Those among them whose state resolution replays events."""
-
-ANY_HASH: Final[Mapping[EventId, str]] = defaultdict(lambda: 43 * "A")
-"""What stands beside references to events in the oldest versions, where nobody looks at it."""
 
 all_versions = pytest.mark.parametrize("version", list(ROOM_VERSIONS))
 versions_since_v2 = pytest.mark.parametrize("version", SINCE_V2)

@@ -182,10 +182,10 @@ def build_pdu(
     """A new event of this server, hashed but not signed.
 
     `room_id` is None for a create event of a version whose room IDs are made of it, and only there.
-    `reference_hashes`: where servers choose event IDs, the reference hash in base64 of each event that this
-    one refers to. The target of a redaction stands in the content of the draft, whatever the version.
-    `depth` is kept within what events may say. The size limit counts a signature of ours, with the longest
-    key ID we use, since an event is signed only when it first leaves this server.
+    `reference_hashes`: where servers choose event IDs, the reference hashes in base64 of the events that this
+    one refers to, as far as they are known. The target of a redaction stands in the content of the draft,
+    whatever the version. `depth` is kept within what events may say. The size limit counts a signature of
+    ours, with the longest key ID we use, since an event is signed only when it first leaves this server.
 
     Raises InvalidEvent, EventTooLarge and BadJson for a draft that cannot become an event.
     Source: Server-Server API, "Adding hashes and signatures to outgoing events".
@@ -276,7 +276,9 @@ def _references(
 ) -> list[Any]:
     """References to events as a version writes them."""
     if version.has_chosen_event_ids:
-        return [[event_id, {"sha256": hashes[event_id]}] for event_id in event_ids]
+        return [
+            [event_id, {"sha256": hashes[event_id]} if event_id in hashes else {}] for event_id in event_ids
+        ]
     return list(event_ids)
 
 

@@ -106,25 +106,28 @@ def _references(
     event_ids: dict[EventId, None] = {}
     hashes: dict[EventId, str] = {}
     for reference in listed:
-        event_id = reference
+        event_id, of_event = reference, None
         if version.has_chosen_event_ids:
-            event_id, hash_ = _pair(reference, key)
+            event_id, of_event = _pair(reference, key)
         if not isinstance(event_id, str):
             raise InvalidEvent(f"event.{key}: an entry is no string")
         try:
             event_ids[parse_event_id(event_id)] = None
         except InvalidIdentifier as error:
             raise InvalidEvent(f"event.{key}: {error}") from None
-        if version.has_chosen_event_ids:
-            hashes[EventId(event_id)] = hash_
+        if of_event is not None:
+            hashes[EventId(event_id)] = of_event
     return list(event_ids), hashes
 
 
-def _pair(reference: Any, key: str) -> tuple[Any, str]:
+def _pair(reference: Any, key: str) -> tuple[Any, str | None]:
+    """An event ID and the hash beside it. Other servers do not have the hashes of all old events."""
     match reference:
         case [event_id, {"sha256": str(hash_)}] if decode_base64(hash_) is not None:
             return event_id, hash_
-    raise InvalidEvent(f"event.{key}: an entry is no event ID with its hash")
+        case [event_id, dict()]:
+            return event_id, None
+    raise InvalidEvent(f"event.{key}: an entry is no event ID with its hashes")
 
 
 def _depth(depth: Any) -> int:

@@ -24,7 +24,6 @@ from tests.client_api.rooms import new_room
 from tests.clients import Client
 from tests.federation.peers import Peer
 from tests.federation.played_rooms import user_of
-from tests.room_versions import ANY_HASH
 from tests.servers import RunningServer
 
 
@@ -119,7 +118,6 @@ def signed(
         auth_events=auth_events,
         depth=head.next_depth if depth is None else depth,
         origin_server_ts=peer.clock(),
-        reference_hashes=ANY_HASH,
     )
     json = sign_event(head.version, pdu.json, peer.name, peer.keys[0])
     return stored_pdu(head.version, pdu.room_id, pdu.event_id, json)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from federation.outbound.signed_client import uri_of
-from homeserver.protocol.event_hashes import encode_event_id, event_id_of
+from homeserver.protocol.event_hashes import encode_event_id, event_id_of, reference_hash_text
 from homeserver.protocol.events import referenced_ids, stored_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName
 from homeserver.protocol.room_versions import room_version
@@ -591,3 +591,28 @@ async def test_a_walk_ends_however_long_the_history_of_rejected_events_is(
     monkeypatch.setattr(history_walks, "MAX_STEPS", 100)
     assert (await backfilled(here, peer, room.room_id, prev))[0] == before
     assert (await missing(here, peer, room.room_id, prev))[-1] == before
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+async def test_the_hashes_beside_references_are_those_of_the_events(
+    here: RunningServer, peer: Peer, alice: Client, version: str
+) -> None:
+    room = await new_shared_room(here, alice, peer, room_version=version)
+    await say(alice, room, "one", "two")
+    await set_state(alice, room.room_id, "m.room.topic", {"topic": "tea"})
+    here.services.room_events.persister._heads.forget(RoomId(room.room_id))  # as after a restart
+    await say(alice, room, "three")
+    await alice.put(room_path(room.room_id, "redact", (await say(alice, room, "four"))[0], new_word()), {})
+    [last] = await say(alice, room, "five")
+    own = f":{name_of(here)}"
+    events = (await get(here, peer, backfill_uri(room.room_id, [last], limit=100)))["pdus"]
+    hashes = {event["event_id"]: reference_hash_text(room_version(version), event) for event in events}
+    references = [
+        (event_id, of_event["sha256"])
+        for event in events
+        if event["event_id"].endswith(own)
+        for event_id, of_event in (*event["prev_events"], *event["auth_events"])
+    ]
+
+    assert len(references) > 20
+    assert references == [(event_id, hashes[event_id]) for event_id, _ in references]

@@ -33,7 +33,6 @@ from tests.federation.peers import (
 )
 from tests.federation.test_key_ring import HOUR_MS, answer_queries
 from tests.protocol.rooms import V12
-from tests.room_versions import ANY_HASH
 from tests.servers import MovableClock
 
 ROOM: Final = RoomId("!" + "r" * 43)
@@ -61,7 +60,6 @@ def unsigned(peer: Peer, event_type: str = "m.room.message", **content: Any) -> 
         auth_events=[EventId("$" + "a" * 43)],
         depth=7,
         origin_server_ts=peer.clock(),
-        reference_hashes=ANY_HASH,
     )
 
 

@@ -18,7 +18,6 @@ from homeserver.services.room_visibility import RoomVisibility
 from storage.database import Transaction
 from storage.room_heads import RoomRef
 from storage.stream import StreamEvent
-from tests.room_versions import ANY_HASH
 from tests.services.incoming import IncomingStore
 from tests.services.room_models import OTHER_SERVER, Model
 from tests.services.syncing import INCARNATION, later
@@ -92,7 +91,6 @@ class ForkedRoom:
             auth_events=select_auth_events(self.ref.version, event_type, sender, state_key, content, state),
             depth=1 + max(self.model.events[parent].depth for parent in parents),
             origin_server_ts=self.ts if ts is None else ts,
-            reference_hashes=ANY_HASH,
         )
 
     def sealed_after(
@@ -108,7 +106,6 @@ class ForkedRoom:
             auth_events=pdu.auth_events if auth is None else auth,
             depth=1 + max(self.model.events[parent].depth for parent in parents),
             origin_server_ts=pdu.origin_server_ts,
-            reference_hashes=ANY_HASH,
         )
 
     async def receive(self, *pdus: Pdu) -> None:

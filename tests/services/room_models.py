@@ -19,7 +19,6 @@ from storage.event_flags import EventFlag
 from storage.packed_state import StateEntries
 from storage.room_heads import RoomRef
 from storage.room_state import StateAt
-from tests.room_versions import ANY_HASH
 from tests.services.incoming import IncomingStore
 
 State = Mapping[StateKey, EventId]
@@ -121,7 +120,6 @@ class Author:
             ),
             depth=1 + max(self.model.events[event_id].depth for event_id in parents),
             origin_server_ts=self.clock,
-            reference_hashes=ANY_HASH,
         )
 
     def random_event(self) -> Pdu:

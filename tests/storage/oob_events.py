@@ -9,7 +9,6 @@ from homeserver.protocol.identifiers import EventId, RoomId, UserId
 from homeserver.protocol.room_versions import ROOM_VERSIONS
 from storage.memberships import Membership
 from storage.oob_memberships import OutOfBandEvent, OutOfBandStore
-from tests.room_versions import ANY_HASH
 from tests.storage.stores import SERVER, Store
 
 V11 = ROOM_VERSIONS["11"]
@@ -27,7 +26,6 @@ def member_event(room_id: RoomId, user_id: UserId, membership: str, sender: User
         auth_events=[EventId("$b")],
         depth=3,
         origin_server_ts=1,
-        reference_hashes=ANY_HASH,
     )
 
 
