@@ -1,4 +1,7 @@
-"""A Synapse and two Lairs that reach each other, and users of theirs. All stories share the three servers."""
+"""A Synapse and two Lairs that reach each other, and users of theirs. All stories share the three servers.
+
+The tests of the core need none of them, only a process that has Synapse's.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import pytest
 
 from synapse_compat_tests.environment import synapse_python
 from synapse_compat_tests.sides import Servers, Sides
+from synapse_compat_tests.synapse_core_process import SynapseCore
 from synapse_compat_tests.synapse_process import synapse_process
 from tests.clients import Client
 from tests.federation.homeservers import homeserver_process
@@ -32,6 +36,13 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         homeserver_process(authority, folder / "second_lair") as second_lair,
     ):
         yield Servers(lair, second_lair, synapse)
+
+
+@pytest.fixture(scope="session")
+async def core() -> AsyncIterator[SynapseCore]:
+    """Synapse's core without a server around it, which all tests ask."""
+    with SynapseCore(await asyncio.to_thread(synapse_python)) as core:
+        yield core
 
 
 @pytest.fixture(scope="session")
