@@ -7,6 +7,9 @@ UV ?= uv
 # Processes that run the tests side by side; 0 runs them in one, as a debugger wants it.
 WORKERS ?= 2
 PYTEST_ARGS ?=
+# How long `make fuzz` compares; FUZZ_ARGS='--version 12 --first-seed 0' says what.
+SECONDS ?= 60
+FUZZ_ARGS ?=
 # `make lock LOCK_ARGS=--upgrade` takes the newest versions; without it locked versions stay.
 LOCK_ARGS ?=
 
@@ -18,7 +21,7 @@ LOCKED := --require-hashes --no-build-isolation --use-pep517
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links $(LOCK_ARGS)
 
-.PHONY: run test check bench invariants lock
+.PHONY: run test check bench fuzz invariants lock
 .NOTPARALLEL:
 
 run: $(VENV)/run.stamp
@@ -35,6 +38,9 @@ check: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	@exec $(BIN)/python -m tests.benchmarks
+
+fuzz: $(VENV)/test.stamp
+	@exec $(BIN)/python -m synapse_compat_tests.fuzz --seconds $(SECONDS) $(FUZZ_ARGS)
 
 invariants: $(VENV)/test.stamp
 	@$(BIN)/python -m tests.invariants
