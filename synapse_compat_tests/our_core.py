@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from homeserver.protocol.auth_events import auth_state_keys
 from homeserver.protocol.auth_rules import why_refused, why_refused_by_auth_events
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import canonical_event
 from homeserver.protocol.errors import BadJson, InvalidEvent
 from homeserver.protocol.event_hashes import content_hash, reference_hash
 from homeserver.protocol.events import Pdu, StateKey, parse_pdu
@@ -45,10 +45,10 @@ class OurRoom:
         event = {key: value for key, value in event.items() if key != "unsigned"}
         return {
             "event_id": pdu.event_id,
-            "canonical_json": canonical_json(event).decode(),
-            "content_hash": encode_base64(content_hash(event)),
+            "canonical_json": canonical_event(self.version, event).decode(),
+            "content_hash": encode_base64(content_hash(self.version, event)),
             "reference_hash": encode_base64(reference_hash(self.version, event)),
-            "redacted": canonical_json(redact(self.version, event)).decode(),
+            "redacted": canonical_event(self.version, redact(self.version, event)).decode(),
         }
 
     def judge_by_auth_events(self, event_id: str) -> Answer:

@@ -14,7 +14,7 @@ from homeserver.protocol.events import Pdu, StateKey, has_oversized_text
 from homeserver.protocol.identifiers import EventId, is_user_id, server_in
 from homeserver.protocol.membership_rules import check_membership, membership_of
 from homeserver.protocol.power_levels import PowerLevels, check_power_levels
-from homeserver.protocol.room_versions import RoomVersion
+from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 
 
 def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> None:
@@ -160,8 +160,8 @@ def _check_create(version: RoomVersion, event: Pdu) -> None:
             version.rule("1.2"), f"{event.room_id} is not a room ID of the server of {event.sender}"
         )
     named = event.content.get("room_version", "1")
-    if named != version.version:
-        raise NotAllowed(version.rule("1.3"), f"room_version is {named!r:.100}, not {version.version!r}")
+    if not isinstance(named, str) or named not in ROOM_VERSIONS:
+        raise NotAllowed(version.rule("1.3"), f"room_version is {named!r:.100}, which is not known here")
     if version.creator_in_content and "creator" not in event.content:
         raise NotAllowed("1.4", "the create event names no creator")
     if version.privileged_creators and "additional_creators" in event.content:
