@@ -106,14 +106,14 @@ def deviations_in_verdict(
     version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu], *, allowed: bool
 ) -> tuple[Deviation, ...]:
     """Why Synapse's verdict on an event in a state is the other one than ours, which is `allowed`."""
+    if not allowed and why_refused(version, _without_lax_user_ids(event), state) is None:
+        return (LAX_USER_IDS,)
     if _has_malformed_levels(version, event):
         as_read = _with_levels_by_python(event)
         synapse_allows = as_read is not None and why_refused(version, as_read, state) is None
         return (LEVELS_BY_PYTHON,) if synapse_allows != allowed else ()
     if allowed:
         return (UNFEDERATED_TARGET,) if _has_unfederated_target(event, state) else ()
-    if why_refused(version, _without_lax_user_ids(event), state) is None:
-        return (LAX_USER_IDS,)
     if event.membership != "join" and why_refused(version, _without_authoriser(event), state) is None:
         return (AUTHORISER_OF_JOINS_ONLY,)
     if _redacts_nothing(version, event) and str(why_refused(version, event, state)).endswith("(rule 11.3)"):
