@@ -5,7 +5,6 @@ A dictionary is never changed once released: a better one gets a new number and 
 
 from __future__ import annotations
 
-import json
 import threading
 from importlib import resources
 from typing import Final
@@ -13,7 +12,7 @@ from typing import Final
 import orjson
 import zstandard
 
-from homeserver.protocol.canonical_json import canonical_event
+from homeserver.protocol.canonical_json import canonical_event, read_json
 from homeserver.protocol.event_hashes import decode_event_id
 from homeserver.protocol.events import Pdu, stored_pdu
 from homeserver.protocol.identifiers import RoomId
@@ -66,16 +65,16 @@ def encode_pdu(version: RoomVersion, pdu: Pdu) -> bytes:
     return encode_event(canonical_event(version, pdu.json))
 
 
-def decode_event(flags: int, stored: bytes, *, any_number: bool = False) -> JsonObject:
-    """A stored event as JSON. `any_number`: integers beyond 64 bits, which old rooms may have, stay exact."""
+def decode_event(flags: int, stored: bytes, *, strict: bool = False) -> JsonObject:
+    """A stored event as JSON. `strict`: its room version has no integers beyond 64 bits, which is quicker."""
     canonical = decode_event_bytes(flags, stored)
-    event: JsonObject = json.loads(canonical) if any_number else orjson.loads(canonical)
+    event: JsonObject = orjson.loads(canonical) if strict else read_json(canonical)
     return event
 
 
 def decode_pdu(version: RoomVersion, room_id: RoomId, stored_id: bytes, flags: int, stored: bytes) -> Pdu:
     """What a row of table events holds, by its event_id, flags and json; a redacted event comes pruned."""
-    event = decode_event(flags, stored, any_number=not version.strict_json)
+    event = decode_event(flags, stored, strict=version.strict_json)
     if flags & EventFlag.REDACTED:
         event = redact(version, event)
     return stored_pdu(version, room_id, decode_event_id(stored_id), event)

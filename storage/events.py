@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId, RoomId
 from homeserver.protocol.room_versions import room_version
+from homeserver.protocol.strict_json import JsonObject
 from storage.database import Transaction
+from storage.event_codec import decode_event
 from storage.event_flags import EventFlag
 from storage.room_heads import RoomRef, stored_event
 
@@ -54,3 +56,20 @@ async def load(tx: Transaction, room_id: RoomId, event_id: EventId) -> Pdu | Non
         return None
     room = RoomRef(row["room_nid"], room_id, room_version(row["version"]))
     return stored_event(room, row).pdu
+
+
+async def stored_under(
+    tx: Transaction, event_ids: Collection[EventId]
+) -> dict[EventId, tuple[RoomId, JsonObject]]:
+    """The events of any room that are stored under some IDs, each with its room; unredacted."""
+    rows = await tx.fetch(
+        """
+        SELECT event_id, room_id, events.flags, json FROM events JOIN rooms ON rooms.nid = events.room_nid
+        WHERE event_id = ANY($1::bytea[])
+        """,
+        [encode_event_id(event_id) for event_id in event_ids],
+    )
+    return {
+        decode_event_id(row["event_id"]): (RoomId(row["room_id"]), decode_event(row["flags"], row["json"]))
+        for row in rows
+    }

@@ -57,7 +57,8 @@ async def standing(tx: Transaction, room_id: RoomId, user_nid: int, server_nid: 
     # The lowest membership, a join, is found in an index; for one that EXISTS the table might be searched.
     row = await tx.fetchrow(
         """
-        SELECT rooms.nid AS room_nid, version, newest.membership, newest.out_of_band, newest.event_nid,
+        SELECT rooms.nid AS room_nid, coalesce(newest.version, rooms.version) AS version,
+               newest.membership, newest.out_of_band, newest.event_nid,
                events.nid, event_id, events.flags, json,
                (SELECT CASE WHEN log.event_nid IS DISTINCT FROM own.event_nid THEN log.event_nid END
                 FROM room_state_log AS log
@@ -71,10 +72,10 @@ async def standing(tx: Transaction, room_id: RoomId, user_nid: int, server_nid: 
                          WHERE somebody.room_nid = rooms.nid) > 1, false) AS is_empty
         FROM rooms
         LEFT JOIN LATERAL (
-            SELECT membership, event_nid, pos, false AS out_of_band FROM memberships
+            SELECT membership, event_nid, pos, false AS out_of_band, NULL AS version FROM memberships
             WHERE user_nid = $2 AND room_nid = rooms.nid
             UNION ALL
-            SELECT membership, event_nid, pos, true FROM oob_membership
+            SELECT membership, event_nid, pos, true, version FROM oob_membership
             WHERE user_nid = $2 AND room_nid = rooms.nid
             ORDER BY pos DESC LIMIT 1
         ) AS newest ON true

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from homeserver.errors import Unavailable
 from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import EventId
@@ -42,7 +43,8 @@ async def insert(
 ) -> dict[EventId, int]:
     """Store events, of which each comes after its auth events; returns the number of each by its ID.
 
-    An event that is there already keeps its own number, which those that name it get to know.
+    An event that is there already keeps its own number, which those that name it get to know. Raises
+    Unavailable where its ID is that of an event of another room.
     """
     texts = {text for one in outliers for text in (one.pdu.sender, one.pdu.state_key) if text is not None}
     atoms = await dictionaries.atoms.nids(texts)
@@ -112,7 +114,7 @@ async def _insert_chunk(
                     $10::int[], $11::int[], $12::int[], $13::bytea[], $14::bytea[])
              AS e(nid, depth, ts, type, sender, skey, flags, auth_from, auth_to, event_id, json)
         ON CONFLICT (event_id) DO UPDATE SET flags = excluded.flags, auth = excluded.auth
-            WHERE events.flags & $15 <> 0
+            WHERE events.flags & $15 <> 0 AND events.room_nid = excluded.room_nid
         RETURNING nid, event_id
         """,
         room_nid,
@@ -134,8 +136,11 @@ async def _insert_chunk(
     nids = {decode_event_id(row["event_id"]): row["nid"] for row in inserted}
     known = [stored_id for stored_id, one in chunk if one.pdu.event_id not in nids]
     if known:
-        rows = await tx.fetch("SELECT nid, event_id FROM events WHERE event_id = ANY($1::bytea[])", known)
+        query = "SELECT nid, event_id FROM events WHERE event_id = ANY($1::bytea[]) AND room_nid = $2"
+        rows = await tx.fetch(query, known, room_nid)
         nids |= {decode_event_id(row["event_id"]): row["nid"] for row in rows}
+        if len(nids) < len(chunk):  # where servers choose event IDs, and the gate had not seen it yet
+            raise Unavailable("another room has got an event with the same ID just now; try again")
     return nids
 
 

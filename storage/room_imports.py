@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from homeserver.errors import Unavailable
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import write_json
 from homeserver.protocol.identifiers import RoomId, UserId
 from homeserver.protocol.room_versions import RoomVersion, room_version
 from homeserver.protocol.strict_json import JsonObject, parse_json_object
@@ -107,7 +107,7 @@ async def take_lease(
         INSERT INTO room_joins (room_nid, leased_until, user_id, content, servers, attempts)
         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (room_nid) DO NOTHING RETURNING number
     """
-    content = canonical_json(join.content)
+    content = write_json(join.content)
     number = await tx.fetchval(
         query, room_nid, leased_until, join.user_id, content, list(join.servers), join.attempts
     )

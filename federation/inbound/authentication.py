@@ -16,7 +16,7 @@ from homeserver.http.request import Request
 from homeserver.protocol import errors as protocol_errors
 from homeserver.protocol.identifiers import ServerName
 from homeserver.protocol.request_signing import credentials_of, exact_content, signed_request
-from homeserver.protocol.strict_json import JsonObject, parse_json
+from homeserver.protocol.strict_json import MAX_BODY_DEPTH, JsonObject, parse_json
 from homeserver.services import Services
 
 _CONTENT: Final = web.RequestKey("signed_content", object)
@@ -53,7 +53,7 @@ async def authenticate(services: Services, request: Request) -> Origin:
     signed = signed_request(credentials, own_name, request.method, target_of(request))
     body = await request.read_body()
     if body:
-        content = request[_CONTENT] = parse_json(body)
+        content = request[_CONTENT] = parse_json(body, max_depth=MAX_BODY_DEPTH)
         await _verify_with_content(services, origin, signed, body, content)
     else:
         await services.server_keys.verify_request(origin, signed)

@@ -11,7 +11,7 @@ from federation.inbound.paths import RoomPath
 from homeserver.errors import BadJson
 from homeserver.http.models import RawReply
 from homeserver.http.request import Request
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import write_json
 from homeserver.protocol.identifiers import EventId, server_in
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import Services
@@ -76,4 +76,4 @@ def _count_invite(services: Services, request: Request, event: JsonObject) -> No
 
 
 def _reply(value: Any) -> RawReply:
-    return RawReply(canonical_json(value))
+    return RawReply(write_json(value))

@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
+
 from federation.outbound.signed_client import InvalidResponse, SignedClient, uri_of
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId
 from homeserver.protocol.room_versions import ROOM_VERSIONS
@@ -79,7 +81,7 @@ async def make_join(
 
 
 async def send_join_v2(
-    client: SignedClient, destination: ServerName, room_id: RoomId, event_id: EventId, event: JsonObject
+    client: SignedClient, destination: ServerName, room_id: RoomId, event_id: EventId, event: orjson.Fragment
 ) -> JoinAnswer:
     """Hand over a signed join. All members are asked for: an answer that leaves some out has the wrong shape.
 
@@ -109,7 +111,7 @@ async def make_leave(
 
 
 async def send_leave_v2(
-    client: SignedClient, destination: ServerName, room_id: RoomId, event_id: EventId, event: JsonObject
+    client: SignedClient, destination: ServerName, room_id: RoomId, event_id: EventId, event: orjson.Fragment
 ) -> None:
     """Hand over a signed leave.
 
@@ -124,8 +126,8 @@ async def send_invite_v2(
 ) -> JsonObject:
     """Invite a user of another server; the event as that server has signed it.
 
-    `content`: room_version, event and invite_room_state. The first version of this endpoint is for rooms of
-    versions that we do not speak.
+    `content`: room_version, event and invite_room_state. Servers that know nothing but the first version of
+    this endpoint are not asked again by it.
     Source: Server-Server API, PUT /_matrix/federation/v2/invite/{roomId}/{eventId}.
     """
     uri = uri_of("/_matrix/federation/v2/invite", room_id, event_id)
@@ -282,7 +284,7 @@ async def _hand_over(
     client: SignedClient,
     destination: ServerName,
     uri: str,
-    content: JsonObject,
+    content: JsonObject | orjson.Fragment,
     timeout_s: float,
     max_response_bytes: int,
 ) -> JsonObject:

@@ -21,7 +21,7 @@ from homeserver.protocol.errors import BadJson, InvalidIdentifier
 from homeserver.protocol.identifiers import ServerName
 from homeserver.protocol.request_signing import XMatrix
 from homeserver.protocol.signing import SigningKey
-from homeserver.protocol.strict_json import JsonObject, parse_json_object
+from homeserver.protocol.strict_json import MAX_BODY_DEPTH, JsonObject, parse_json_object
 from homeserver.protocol.unpadded_base64 import encode_base64
 from homeserver.server_policy import ServerPolicy
 
@@ -118,7 +118,7 @@ class SignedClient:
         method: str,
         destination: ServerName,
         uri: str,
-        content: JsonObject | None = None,
+        content: JsonObject | orjson.Fragment | None = None,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_response_bytes: int = DEFAULT_MAX_RESPONSE_BYTES,
@@ -127,7 +127,7 @@ class SignedClient:
     ) -> JsonObject:
         """Send a signed request; the JSON object of its response.
 
-        `uri`: path and query, as `uri_of` makes them. `content`: the body, which check_canonical allows.
+        `uri`: path and query, as `uri_of` makes them. `content`: the body, for canonical_json.
         Discovery and response together take `timeout_s` at most. `ignore_back_off`: ask now; how it ends
         counts all the same. `must_accept`: the server fails if it refuses, whatever the status. Raises
         DestinationDenied, BackingOff, Unreachable, RequestRefused, InvalidResponse.
@@ -145,13 +145,13 @@ class SignedClient:
         except Unreachable:
             await self._back_off.failed(destination, 0)
             raise
-        content, problem = await _parsed(response)
+        answer, problem = await _parsed(response)
         fails = response.status >= 500 or response.status in _FAILING or (response.status == 200 and problem)
         if fails or (must_accept and response.status != 200):
             await self._back_off.failed(destination, _retry_after_ms(response, self._clock()))
         else:
             await self._back_off.succeeded(destination)
-        return _accepted(destination, response.status, content, problem)
+        return _accepted(destination, response.status, answer, problem)
 
     async def send_unsigned(
         self,
@@ -224,8 +224,8 @@ async def _parsed(response: HttpResponse) -> tuple[JsonObject | None, str]:
     """The JSON object of a response, or what is wrong with it."""
     try:
         if len(response.body) > _LARGE_BODY_BYTES:
-            return await asyncio.to_thread(parse_json_object, response.body), ""
-        return parse_json_object(response.body), ""
+            return await asyncio.to_thread(parse_json_object, response.body, max_depth=MAX_BODY_DEPTH), ""
+        return parse_json_object(response.body, max_depth=MAX_BODY_DEPTH), ""
     except BadJson as error:
         return None, str(error)
 

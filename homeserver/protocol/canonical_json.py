@@ -7,7 +7,9 @@ Source: Appendices, "Canonical JSON"; "Room Versions", section "Canonical JSON" 
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from typing import Any, Final
 
 import orjson
@@ -19,8 +21,10 @@ from homeserver.protocol.strict_json import MAX_DEPTH, JsonObject, MinusZero
 
 MAX_INTEGER: Final = 2**53 - 1
 
+_LARGE_INTEGER: Final = re.compile(rb"[0-9]{19}")
 
-def canonical_json(value: JsonObject) -> bytes:
+
+def canonical_json(value: JsonObject | orjson.Fragment) -> bytes:
     """The canonical JSON of a value that check_canonical allows.
 
     orjson sorts keys by their UTF-8 bytes, which is the order of code points, and escapes what must be
@@ -41,6 +45,19 @@ def canonical_event(version: RoomVersion, event: JsonObject) -> bytes:
         return encode_canonical_json(event)
     except (TypeError, ValueError, RecursionError) as error:
         raise BadJson(f"no canonical JSON: {error}") from None
+
+
+def canonical_fragment(version: RoomVersion, event: JsonObject) -> orjson.Fragment:
+    """An event as a part of a request, of which canonical_json makes just what is signed. Raises BadJson.
+
+    Whoever checks the signature makes the JSON of the request anew, with all its numbers.
+    """
+    return orjson.Fragment(canonical_event(version, event))
+
+
+def read_json(data: bytes) -> Any:
+    """The value of JSON that was checked when it came; integers stay what they are, of whatever size."""
+    return json.loads(data) if _LARGE_INTEGER.search(data) else orjson.loads(data)
 
 
 def write_json(value: object) -> bytes:

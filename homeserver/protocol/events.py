@@ -200,7 +200,7 @@ def build_pdu(
     event: JsonObject = {
         "auth_events": _references(version, auth_events, reference_hashes),
         "content": draft.content,
-        "depth": min(depth, MAX_INTEGER if version.strict_json else MAX_STORED_INTEGER),
+        "depth": min(depth, greatest_depth(version)),
         "origin_server_ts": origin_server_ts,
         "prev_events": _references(version, prev_events, reference_hashes),
         "sender": sender,
@@ -224,6 +224,11 @@ def build_pdu(
     event["hashes"] = {"sha256": encode_base64(sha256(hashed).digest())}
     event_id = event_id_of(version, event)
     return stored_pdu(version, room_id or room_id_of_create(event_id), event_id, event)
+
+
+def greatest_depth(version: RoomVersion) -> int:
+    """The depth at which a room stays, however many events follow."""
+    return MAX_INTEGER if version.strict_json else MAX_STORED_INTEGER
 
 
 def client_event(pdu: Pdu, *, with_room_id: bool) -> JsonObject:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from homeserver.protocol.auth_events import AUTHORISER
-from homeserver.protocol.canonical_json import MAX_INTEGER
 from homeserver.protocol.errors import InvalidEvent, InvalidIdentifier, UnknownRoomVersion
-from homeserver.protocol.events import EventDraft, Pdu, build_pdu
+from homeserver.protocol.events import EventDraft, Pdu, build_pdu, greatest_depth
 from homeserver.protocol.identifiers import (
     EventId,
     RoomId,
@@ -83,7 +82,7 @@ def build_from_template(
         sender=user_id,
         prev_events=prev_events,
         auth_events=auth_events,
-        depth=_depth(template.get("depth")),
+        depth=_depth(version, template.get("depth")),
         origin_server_ts=origin_server_ts,
         reference_hashes=prev_hashes | auth_hashes,
     )
@@ -130,7 +129,8 @@ def _pair(reference: Any, key: str) -> tuple[Any, str | None]:
     raise InvalidEvent(f"event.{key}: an entry is no event ID with its hashes")
 
 
-def _depth(depth: Any) -> int:
-    if type(depth) is not int or not 0 <= depth <= MAX_INTEGER:
-        raise InvalidEvent(f"event.depth: no integer from 0 to {MAX_INTEGER}")
+def _depth(version: RoomVersion, depth: Any) -> int:
+    greatest = greatest_depth(version)
+    if type(depth) is not int or not 0 <= depth <= greatest:
+        raise InvalidEvent(f"event.depth: no integer from 0 to {greatest}")
     return depth

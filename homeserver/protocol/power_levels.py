@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS
-from homeserver.protocol.canonical_json import check_canonical
+from homeserver.protocol.canonical_json import MAX_INTEGER
 from homeserver.protocol.errors import InvalidContent, NotAllowed
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import is_user_id
@@ -182,10 +182,14 @@ def check_sent_power_levels(content: JsonObject) -> None:
     """Check the content of an m.room.power_levels event that a user of ours wants to send.
 
     Old room versions take levels that are no such integers, but nobody is to send these any more. Raises
-    InvalidContent, BadJson. Source: Room Version 1, "Deprecated event content schemas".
+    InvalidContent. Source: Room Version 1, "Deprecated event content schemas".
     """
-    check_canonical(content)
     _check_level_types(ROOM_VERSIONS["10"], content, {})
+    levels = {key: content[key] for key in _TOP_LEVEL_KEYS if key in content}
+    for named in (levels, *(content.get(key, {}) for key in ("events", "notifications", "users"))):
+        for name, level in named.items():
+            if not -MAX_INTEGER <= level <= MAX_INTEGER:
+                raise InvalidContent("9.1", f"the level of {name!r:.100} is beyond 53 bits")
 
 
 def _check_level_types(version: RoomVersion, content: JsonObject, old: JsonObject) -> None:

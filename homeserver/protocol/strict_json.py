@@ -17,6 +17,9 @@ JsonObject: TypeAlias = dict[str, Any]
 MAX_DEPTH: Final = 64
 """How many objects and arrays may stand inside each other, the outermost included."""
 
+MAX_BODY_DEPTH: Final = 200
+"""The same for what servers tell each other: one event that is nested deeper spoils no other in its body."""
+
 _BLANKS: Final = " \t\n\r"
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: one deeper, one back
 _NOT_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in b'[]{}"')

@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-import orjson
-
-from homeserver.protocol.canonical_json import write_json
+from homeserver.protocol.canonical_json import read_json, write_json
 from homeserver.protocol.event_fields import FieldPath, only_fields, parse_field_path
 from homeserver.protocol.events import Pdu, client_event
 from homeserver.protocol.filters import Filter
@@ -63,7 +61,7 @@ class EventFormat:
         """A complete event, reduced to the fields that are wanted."""
         if self.fields is None:
             return event
-        return orjson.dumps(only_fields(orjson.loads(event), self.fields))
+        return write_json(only_fields(read_json(event), self.fields))
 
 
 COMMON_FORMAT: Final = EventFormat()

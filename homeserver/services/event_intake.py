@@ -156,13 +156,18 @@ class EventIntake:
     async def _not_placed(
         self, ref: RoomRef, arrivals: Iterable[Arrival], stored: Collection[EventId]
     ) -> list[Arrival]:
-        """Those of some events that have no place yet; some of them have got a row meanwhile."""
+        """Those of some events that have no place yet; some of them have got a row meanwhile.
+
+        Where servers choose event IDs it may be that of another room's event: then this one has no ID left.
+        """
         async with self.database.connection() as tx:
             places = await stored_places.load(tx, ref.nid, stored)
         left = []
         for arrival in arrivals:
             place = places.get(arrival.pdu.event_id)
-            if place is None:
+            if place is None and arrival.pdu.event_id in stored:
+                log.info("%s is no event of room %s: another room has it", arrival.pdu.event_id, ref.room_id)
+            elif place is None:
                 left.append(arrival)
             elif place.is_outlier:
                 left.append(replace(arrival, nid=place.nid, is_promoted=True, fork=None))

@@ -122,7 +122,7 @@ async def build_federation(config: Config, ground: Ground) -> Federation:
         database, outgoing, client, destinations, policy, clock, position=ground.stream.position
     )
     key_ring = KeyRing(database, own, client, config.federation.trusted_key_servers, clock)
-    gate = PduGate(key_ring)
+    gate = PduGate(key_ring, database)
     access = ServerAccess(database)
     graphs = AuthGraphs(database)
     forks = ForkStates(database, dictionaries, graphs)

@@ -34,6 +34,7 @@ from homeserver.errors import (
     Unavailable,
 )
 from homeserver.protocol.auth_events import AUTHORISER
+from homeserver.protocol.canonical_json import canonical_fragment
 from homeserver.protocol.errors import BadJson, EventTooLarge, NotAllowed, ProtocolError
 from homeserver.protocol.events import Pdu, stored_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId
@@ -260,9 +261,9 @@ class JoinHandshakes:
         return join.event_id
 
     async def _send(self, template: _Template) -> JoinAnswer:
-        join = template.join
+        join, event = template.join, canonical_fragment(template.version, template.join.json)
         return await room_requests.send_join_v2(
-            self._client, template.server_name, join.room_id, join.event_id, join.json
+            self._client, template.server_name, join.room_id, join.event_id, event
         )
 
     async def _accepted(self, template: _Template, answer: JoinAnswer) -> Pdu:

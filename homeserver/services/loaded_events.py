@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import orjson
-
+from homeserver.protocol.canonical_json import read_json
 from homeserver.protocol.identifiers import EventId, UserId
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.bounded_cache import BoundedCache
@@ -62,7 +61,7 @@ class LoadedEvent:
     @property
     def json(self) -> JsonObject:
         """The event, parsed anew each time."""
-        event: JsonObject = orjson.loads(self.open_json + b"}")
+        event: JsonObject = read_json(self.open_json + b"}")
         return event
 
     @property

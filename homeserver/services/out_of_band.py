@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
 from federation.outbound import room_requests
 from federation.outbound.signed_client import FederationError, SignedClient
 from homeserver.errors import Forbidden, IncompatibleRoomVersion, InvalidParam, Unavailable
+from homeserver.protocol.canonical_json import canonical_fragment, write_json
 from homeserver.protocol.errors import (
     InvalidEvent,
     ProtocolError,
@@ -111,7 +110,7 @@ class OutOfBand:
         standing = await self._standing(invite.room_id, user_nid)
         if standing is None or not standing.is_resident:
             await self._save(
-                OutOfBandEvent(version, signed, Membership.INVITE, stripped=orjson.dumps(stripped))
+                OutOfBandEvent(version, signed, Membership.INVITE, stripped=write_json(stripped))
             )
         return signed.json
 
@@ -275,7 +274,8 @@ class OutOfBand:
             origin_server_ts=self.clock(),
         )
         signed = sign_event(room.version, leave.json, self.own.server_name, self.own.current)
-        await room_requests.send_leave_v2(self.client, server_name, room.room_id, leave.event_id, signed)
+        event = canonical_fragment(room.version, signed)
+        await room_requests.send_leave_v2(self.client, server_name, room.room_id, leave.event_id, event)
         return parse_pdu(room.version, signed)
 
     async def _servers_to_ask(self, standing: Standing) -> Sequence[ServerName]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from homeserver.protocol.errors import BadSignature, ProtocolError
+from homeserver.protocol.event_hashes import reference_hash
 from homeserver.protocol.events import Pdu, parse_pdu
 from homeserver.protocol.identifiers import EventId, ServerName
 from homeserver.protocol.room_versions import RoomVersion
@@ -26,6 +27,8 @@ from homeserver.protocol.signing import (
     verify_event_signatures,
 )
 from homeserver.services.server_keys import KeyRing
+from storage.database import Database
+from storage.events import stored_under
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +83,7 @@ class PduGate:
     """Lets events in, or says why not."""
 
     key_ring: KeyRing
+    database: Database
 
     async def verify(
         self,
@@ -101,10 +105,36 @@ class PduGate:
         if len(events) <= VERIFIED_HERE:
             parsed = _parse(version, events, expected, pushed=pushed)
             keys = await self._keys(_wanted(version, parsed), patience_s)
-            return _verify(version, parsed, keys)
-        parsed = await asyncio.to_thread(_parse, version, events, expected, pushed=pushed)
-        keys = await self._keys(await asyncio.to_thread(_wanted, version, parsed), patience_s)
-        return await asyncio.to_thread(_verify, version, parsed, keys)
+            outcomes = _verify(version, parsed, keys)
+        else:
+            parsed = await asyncio.to_thread(_parse, version, events, expected, pushed=pushed)
+            keys = await self._keys(await asyncio.to_thread(_wanted, version, parsed), patience_s)
+            outcomes = await asyncio.to_thread(_verify, version, parsed, keys)
+        return await self._without_doubles(version, outcomes) if version.has_chosen_event_ids else outcomes
+
+    async def _without_doubles(
+        self, version: RoomVersion, outcomes: Sequence[Pdu | RefusedPdu]
+    ) -> list[Pdu | RefusedPdu]:
+        """Refuse events whose ID another event has: a server that chooses IDs may choose one twice.
+
+        Of which room and content an ID is says the first event that is stored here.
+        """
+        event_ids = [outcome.event_id for outcome in outcomes if isinstance(outcome, Pdu)]
+        async with self.database.connection() as tx:
+            stored = await stored_under(tx, event_ids)
+        known = {
+            event_id: (room_id, reference_hash(version, event))
+            for event_id, (room_id, event) in stored.items()
+        }
+        checked: list[Pdu | RefusedPdu] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Pdu):
+                identity = outcome.room_id, reference_hash(version, outcome.json)
+                if known.setdefault(outcome.event_id, identity) != identity:
+                    checked.append(RefusedPdu(outcome.event_id, "another event has this ID"))
+                    continue
+            checked.append(outcome)
+        return checked
 
     async def _keys(
         self, wanted: Mapping[ServerName, _Wanted], patience_s: float | None

@@ -17,12 +17,13 @@ from federation.outbound import room_requests
 from federation.outbound.signed_client import FederationError, RequestRefused, SignedClient
 from homeserver.errors import BadGateway, Forbidden, InviteBlocked, MatrixError, UnsupportedRoomVersion
 from homeserver.protocol.auth_events import CREATE
+from homeserver.protocol.canonical_json import canonical_fragment
 from homeserver.protocol.errors import BadJson, BadSignature, ProtocolError
 from homeserver.protocol.events import EventDraft, Pdu, parse_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId, server_name_of
 from homeserver.protocol.redaction import redact
 from homeserver.protocol.room_versions import RoomVersion
-from homeserver.protocol.signing import signature_key_ids, verify_signed_json
+from homeserver.protocol.signing import keys_valid_at, signature_key_ids, verify_signed_json
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.protocol.stripped_state import STRIPPED
 from homeserver.services.clock import Clock
@@ -138,8 +139,10 @@ class RemoteInvites:
         own = self._signed(version, event)
         content = {
             "room_version": version.version,
-            "event": own,
-            "invite_room_state": [self._signed(version, pdu) for pdu in invite.state],
+            "event": canonical_fragment(version, own),
+            "invite_room_state": [
+                canonical_fragment(version, self._signed(version, pdu)) for pdu in invite.state
+            ],
         }
         try:
             answer = await room_requests.send_invite_v2(
@@ -160,7 +163,7 @@ class RemoteInvites:
 
     async def _signatures_of(self, server_name: ServerName, version: RoomVersion, pdu: Pdu) -> Any:
         """The signatures of the invited user's server, which are checked. Raises BadSignature, BadJson."""
-        signed_ts = pdu.origin_server_ts
+        signed_ts = keys_valid_at(version, pdu)
         key_ids = signature_key_ids(pdu.json, server_name)
         keys = await self.key_ring.keys_for(server_name, key_ids, signed_ts)
         # A signature over an event is one over its redacted form.

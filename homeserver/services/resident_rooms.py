@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from homeserver.errors import Forbidden, IncompatibleRoomVersion, InvalidParam, NotFound
 from homeserver.protocol.auth_events import AUTHORISER
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import canonical_event
 from homeserver.protocol.errors import ProtocolError
 from homeserver.protocol.events import EventDraft, Pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId, is_user_id, server_name_of
@@ -276,7 +276,7 @@ class ResidentRooms:
             there = {one.server.name for one in servers[room.nid] if one.is_owed(row.seq)}
             rest["servers_in_room"] = sorted(there)
         parts = (b'{"auth_chain":[', b",".join(told_chain), b'],"state":[', b",".join(told), b"],")
-        return b"".join((*parts, canonical_json(rest)[1:]))
+        return b"".join((*parts, canonical_event(room.version, rest)[1:]))
 
     async def _members_to_keep(self, room: RoomRef, user_id: UserId) -> _KeptMembers:
         """Who stays where members are left out: who joins, and who stands for a room without a name."""

@@ -58,7 +58,7 @@ def levels_of_new_room(
 def levels_of_silenced_room(version: RoomVersion, create: Pdu, power_levels: Pdu | None) -> JsonObject | None:
     """Power levels that let ordinary users of a room neither speak nor invite; None where they cannot now."""
     levels = PowerLevels.of(version, create, power_levels)
-    needed = max(MODERATOR_LEVEL, levels.users_default + 1)
+    needed = min(max(MODERATOR_LEVEL, levels.users_default + 1), MAX_INTEGER)
     now = {"events_default": levels.events_default, "invite": levels.invite}
     raised = {key: needed for key, level in now.items() if level < needed}
     if not raised:

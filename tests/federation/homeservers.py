@@ -9,9 +9,9 @@ from random import randint
 from typing import Any, Final
 from uuid import uuid4
 
+from canonicaljson import encode_canonical_json
 from yarl import URL
 
-from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.identifiers import ServerName
 from tests.clients import Response
 from tests.databases import new_database
@@ -97,7 +97,7 @@ async def ask(
 ) -> Response:
     """A signed request of a peer's: GET, or POST where there is content, unless `method` says otherwise."""
     method = method or ("GET" if content is None else "POST")
-    body = b"" if content is None else canonical_json(content)
+    body = b"" if content is None else encode_canonical_json(content)
     headers = {"Authorization": peer.sign(method, uri, name_of(server), body)}
     url = URL(server.url + uri, encoded=True)
     async with server.http.request(method, url, data=body or None, headers=headers) as answer:

@@ -22,7 +22,7 @@ from federation.outbound.server_discovery import ServerDiscovery
 from federation.outbound.signed_client import SignedClient
 from federation.outbound.srv_records import SrvRecords
 from homeserver.http_client import HttpClient
-from homeserver.protocol.canonical_json import canonical_json
+from homeserver.protocol.canonical_json import canonical_json, read_json, write_json
 from homeserver.protocol.identifiers import ServerName
 from homeserver.protocol.request_signing import XMatrix, signed_request
 from homeserver.protocol.server_key_responses import make_key_response
@@ -31,6 +31,7 @@ from homeserver.protocol.unpadded_base64 import encode_base64
 from homeserver.server_policy import ServerPolicy
 from homeserver.services.destinations import Destinations
 from homeserver.services.own_keys import OwnKeys
+from homeserver.services.pdu_gate import PduGate
 from homeserver.services.server_keys import KeyRing
 from homeserver.services.signing_key_file import new_signing_key
 from storage.database import Database
@@ -120,7 +121,7 @@ async def https_server(
 
 def json_answer(content: Any, status: int = 200, **headers: str) -> web.Response:
     headers = {"Content-Type": "application/json", **headers}
-    return web.Response(body=orjson.dumps(content), status=status, headers=headers)
+    return web.Response(body=write_json(content), status=status, headers=headers)
 
 
 def error_answer(status: int, errcode: str) -> web.Response:
@@ -189,7 +190,7 @@ class Peer:
         for method, pattern, handler in self._routes:
             if method == request.method and (match := pattern.fullmatch(path)) is not None:
                 names = {name: unquote(text) for name, text in match.groupdict().items()}
-                given = handler(Asked(self, names, request.query, orjson.loads(body) if body else None))
+                given = handler(Asked(self, names, request.query, read_json(body) if body else None))
                 if given is not None:
                     return await _finished(given)
         return error_answer(404, "M_UNRECOGNIZED")
@@ -271,6 +272,11 @@ class OurSide:
     destinations: Destinations
     key_ring: KeyRing
     key: SigningKey
+    database: Database
+
+    @property
+    def gate(self) -> PduGate:
+        return PduGate(self.key_ring, self.database)
 
 
 @asynccontextmanager
@@ -302,4 +308,4 @@ async def our_side(
             clock,
         )
         key_ring = KeyRing(database, OwnKeys(server_name, key, {}), client, notaries, clock)
-        yield OurSide(server_name, clock, http, client, destinations, key_ring, key)
+        yield OurSide(server_name, clock, http, client, destinations, key_ring, key, database)

@@ -13,7 +13,7 @@ from uuid import uuid4
 from federation.outbound.signed_client import uri_of
 from homeserver.protocol.auth_events import CREATE, JOIN_RULES, select_auth_events
 from homeserver.protocol.event_hashes import chosen_event_id, content_hash, event_id_of, room_id_of_create
-from homeserver.protocol.events import Pdu, StateKey, stored_pdu
+from homeserver.protocol.events import Pdu, StateKey, greatest_depth, stored_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, UserId, server_name_of
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion, room_version
 from homeserver.protocol.signing import sign_event
@@ -236,7 +236,7 @@ class PlayedRoom:
     def depth_after(self, event_ids: Iterable[EventId]) -> int:
         """The depth of an event after others."""
         known = [self.events[event_id].depth for event_id in event_ids if event_id in self.events]
-        return 1 + max(known, default=0)
+        return min(1 + max(known, default=0), greatest_depth(self.version))
 
     def withhold(self, *events: EventRef) -> None:
         """Act as if no peer had these events: others name them, but they are given to nobody."""

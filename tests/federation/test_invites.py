@@ -511,15 +511,15 @@ async def test_sec_abuse_1_ten_thousand_invites_leave_sync_fast(
         await tx.execute(
             """
             WITH known AS (
-                SELECT oob.*, rooms.version FROM oob_membership AS oob JOIN rooms ON rooms.nid = room_nid
+                SELECT * FROM oob_membership
                 WHERE user_nid = (SELECT nid FROM atoms WHERE s = $1)
             ), more AS (
                 INSERT INTO rooms (nid, room_id, version)
                 SELECT -number - room_nid * 10000, '!' || number || '_' || room_nid || ':tea.test', version
                 FROM known, generate_series(1, 9999) AS number RETURNING nid
             )
-            INSERT INTO oob_membership (user_nid, room_nid, membership, event_nid, pos, stripped)
-            SELECT user_nid, more.nid, membership, event_nid, pos, stripped FROM known, more
+            INSERT INTO oob_membership (user_nid, room_nid, membership, event_nid, pos, stripped, version)
+            SELECT user_nid, more.nid, membership, event_nid, pos, stripped, version FROM known, more
             """,
             alice.user_id.encode(),
         )

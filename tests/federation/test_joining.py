@@ -11,7 +11,6 @@ from federation.outbound.signed_client import uri_of
 from homeserver.protocol.auth_events import AUTHORISER, CREATE
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.room_versions import ROOM_VERSIONS, room_version
-from homeserver.services.pdu_gate import PduGate
 from tests.client_api.rooms import join, new_room, room_path, set_state
 from tests.clients import Client, Response
 from tests.federation.homeservers import ask, name_of
@@ -103,7 +102,7 @@ async def test_a_user_of_another_server_joins(
     member = await alice.get(room_path(room_id, "state", "m.room.member", user_id))
     assert member.body == {"membership": "join", "displayname": "Bob"}
     for events in (answer.body["state"], answer.body["auth_chain"]):
-        outcomes = await PduGate(ours.key_ring).verify(room_version(version), events, pushed=False)
+        outcomes = await ours.gate.verify(room_version(version), events, pushed=False)
         assert all(isinstance(outcome, Pdu) for outcome in outcomes)
     state = {(event["type"], event["state_key"]) for event in answer.body["state"]}
     assert state > {CREATE, ("m.room.name", ""), ("m.room.member", alice.user_id)}
@@ -414,7 +413,7 @@ async def test_a_member_of_the_allowed_room_is_let_in(
     event = answer.body["event"]
     assert set(event["signatures"]) == {peer.name, name_of(here)}
     assert {**event, "signatures": pdu.json["signatures"]} == pdu.json
-    [outcome] = await PduGate(ours.key_ring).verify(room_version(version), [event], pushed=True)
+    [outcome] = await ours.gate.verify(room_version(version), [event], pushed=True)
     assert isinstance(outcome, Pdu)
     again = await make(here, peer, "join", room_id, user_id)
     assert again.body["event"]["content"] == {"membership": "join"}

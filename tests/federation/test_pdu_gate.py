@@ -45,7 +45,7 @@ FOR_COMMANDS: Final = {"homeserver/protocol/document_events.py"}
 
 @pytest.fixture
 def gate(ours: OurSide) -> PduGate:
-    return PduGate(ours.key_ring)
+    return ours.gate
 
 
 def unsigned(peer: Peer, event_type: str = "m.room.message", **content: Any) -> Pdu:
@@ -147,7 +147,7 @@ async def test_sec_sign_3_a_notary_knows_the_older_keys_that_a_server_forgot(
     peer.keys = [new_signing_key()]
     new = signed(unsigned(peer), peer)
     async with our_side(database, authority, clock, notaries=[notary.name]) as ours:
-        outcomes = await verify(PduGate(ours.key_ring), new, old)
+        outcomes = await verify(ours.gate, new, old)
 
     assert all(isinstance(outcome, Pdu) for outcome in outcomes)
 
@@ -272,13 +272,13 @@ class CountedAnswers:
 
 
 async def test_only_so_many_servers_are_asked_for_keys_at_once(
-    peer: Peer, monkeypatch: pytest.MonkeyPatch
+    database: Database, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pdu_gate, "SERVERS_AT_ONCE", 3)
     ring: Any = CountedAnswers()
     names = {ServerName(f"{number}.test") for number in range(10)}
     events = [signed(unsigned(replace(peer, name=name)), replace(peer, name=name)) for name in names]
-    outcomes = await PduGate(ring).verify(V12, events, pushed=False)
+    outcomes = await PduGate(ring, database).verify(V12, events, pushed=False)
 
     assert all(isinstance(outcome, RefusedPdu) for outcome in outcomes)
     assert (ring.asked, ring.most) == (names, 3)

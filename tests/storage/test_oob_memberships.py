@@ -161,7 +161,9 @@ async def test_a_membership_in_a_room_of_an_unknown_version_is_passed_over(
     for invite in invites:
         await save(store, invite)
     async with store.database.connection() as tx:
-        await tx.execute("UPDATE rooms SET version = 'org.example.tea' WHERE room_id = $1", rooms[0])
+        query = "UPDATE rooms SET version = 'org.example.tea' WHERE room_id = $1 RETURNING nid"
+        nid = await tx.fetchval(query, rooms[0])
+        await tx.execute("UPDATE oob_membership SET version = 'org.example.tea' WHERE room_nid = $1", nid)
 
     await other.stream.catch_up()
 
