@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from heapq import heapify, heappop, heappush
-from typing import Final
+from math import inf
+from typing import Final, Generic
 
 from homeserver.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
 from homeserver.protocol.events import Pdu
@@ -87,28 +88,58 @@ def mainline_order(
     The position of an event is how many steps its nearest ancestor on the mainline is older than
     `power_levels`; without such an ancestor it is past the end of the mainline. Greater positions come first.
     """
-    positions: dict[Ref, int] = {}
-    ancestor = power_levels
-    while ancestor is not None and ancestor not in positions:
-        positions[ancestor] = len(positions)
-        ancestor = graph.power_levels_of(ancestor)
-    past_the_end = len(positions)
+    mainline = _Mainline(power_levels, graph)
 
-    def entry(ref: Ref) -> tuple[int, int, str]:
+    def entry(ref: Ref) -> tuple[float, int, str]:
         event = events[ref]
-        return -_position(ref, positions, past_the_end, graph), event.origin_server_ts, event.event_id
+        return -mainline.position(ref), event.origin_server_ts, event.event_id
 
     return sorted(refs, key=entry)
 
 
-def _position(ref: Ref, positions: dict[Ref, int], past_the_end: int, graph: AuthGraph[Ref]) -> int:
-    """The mainline position of an event; notes that of every power levels event on the way."""
-    walked: set[Ref] = set()
-    ancestor = graph.power_levels_of(ref)
-    while ancestor is not None and ancestor not in positions and ancestor not in walked:
-        walked.add(ancestor)
-        ancestor = graph.power_levels_of(ancestor)
-    position = past_the_end if ancestor is None else positions.get(ancestor, past_the_end)
-    for passed in walked:
-        positions[passed] = position
-    return position
+class _Mainline(Generic[Ref]):
+    """The mainline of a power levels event, as far back as events have been asked about.
+
+    A room may have changed its power levels a hundred thousand times, while what is in conflict is new.
+    """
+
+    __slots__ = ("_depth", "_graph", "_length", "_next", "_positions")
+
+    def __init__(self, power_levels: Ref | None, graph: AuthGraph[Ref]) -> None:
+        self._graph = graph
+        self._next = power_levels
+        self._length = 0
+        self._depth: float = inf
+        """That of the oldest event so far: what is less deep and not on the mainline does not lead there."""
+        self._positions: dict[Ref, float] = {}
+        """Of the mainline so far, and of all power levels events that were passed on the way to it."""
+
+    def position(self, ref: Ref) -> float:
+        """The mainline position of an event; infinite where it has no ancestor there."""
+        graph, positions = self._graph, self._positions
+        passed: set[Ref] = set()
+        ancestor = graph.power_levels_of(ref)
+        while ancestor is not None and ancestor not in passed:
+            self._extend(graph.auth_depth(ancestor))
+            if ancestor in positions or self._is_past(ancestor):
+                break
+            passed.add(ancestor)
+            ancestor = graph.power_levels_of(ancestor)
+        position = inf if ancestor is None else positions.get(ancestor, inf)
+        positions.update(dict.fromkeys(passed, position))
+        return position
+
+    def _extend(self, depth: int) -> None:
+        """Go back to where no older event can be so deep."""
+        graph, positions = self._graph, self._positions
+        while self._next is not None and graph.auth_depth(self._next) >= depth:
+            positions[self._next] = self._length
+            self._length += 1
+            self._depth = graph.auth_depth(self._next)
+            self._next = graph.power_levels_of(self._next)
+            if self._next in positions:
+                self._next = None
+
+    def _is_past(self, ref: Ref) -> bool:
+        """Whether an event that is not on the mainline is older than all of it."""
+        return self._next is None and self._graph.auth_depth(ref) < self._depth
