@@ -22,7 +22,14 @@ class AuthGraph(Generic[Ref]):
     even where hostile or invented data holds a cycle.
     """
 
-    __slots__ = ("_auth_depths", "_auth_events", "_cited_by", "_depths_are_stale", "_power_levels")
+    __slots__ = (
+        "_auth_depths",
+        "_auth_events",
+        "_cited_by",
+        "_depths_are_stale",
+        "_has_cycles",
+        "_power_levels",
+    )
 
     def __init__(self) -> None:
         self._auth_events: dict[Ref, tuple[Ref, ...]] = {}
@@ -30,6 +37,7 @@ class AuthGraph(Generic[Ref]):
         self._power_levels: set[Ref] = set()
         self._auth_depths: dict[Ref, int] = {}
         self._depths_are_stale = False
+        self._has_cycles = False
 
     def __contains__(self, ref: object) -> bool:
         return ref in self._auth_events
@@ -51,13 +59,13 @@ class AuthGraph(Generic[Ref]):
             self._cited_by.setdefault(auth_event, []).append(ref)
         if is_power_levels:
             self._power_levels.add(ref)
-        if ref in self._cited_by:
-            self._depths_are_stale = True
-        elif not self._depths_are_stale:
+        if not self._depths_are_stale:
             depths = self._auth_depths
-            self._auth_depths[ref] = 1 + max(
-                (depths.get(auth_event, 0) for auth_event in auth_events), default=0
-            )
+            depth = 1 + max((depths.get(auth_event, 0) for auth_event in auth_events), default=0)
+            if any(depths.get(citing, 0) <= depth for citing in self._cited_by.get(ref, ())):
+                self._depths_are_stale = True
+            else:
+                depths[ref] = depth
 
     def auth_events(self, ref: Ref) -> tuple[Ref, ...]:
         """The auth events of an event."""
@@ -80,10 +88,14 @@ class AuthGraph(Generic[Ref]):
         Computed, and never the event's own `depth`, about which a server can lie. An event that stands on
         a cycle, or above one, is deeper than all others.
         """
-        if self._depths_are_stale:
-            self._auth_depths = self._all_depths()
-            self._depths_are_stale = False
+        self._refresh_depths()
         return self._auth_depths.get(ref, 0)
+
+    @property
+    def has_cycles(self) -> bool:
+        """Whether some event is in its own auth chain."""
+        self._refresh_depths()
+        return self._has_cycles
 
     def auth_chain(self, refs: Collection[Ref]) -> set[Ref]:
         """The union of the events' auth chains; an event itself is in it only if another one reaches it."""
@@ -97,7 +109,9 @@ class AuthGraph(Generic[Ref]):
                     stack.append(auth_event)
         return chain
 
-    def _all_depths(self) -> dict[Ref, int]:
+    def _refresh_depths(self) -> None:
+        if not self._depths_are_stale:
+            return
         depths: dict[Ref, int] = {}
         waiting = {ref: len(auth_events) for ref, auth_events in self._auth_events.items()}
         ready = deque(ref for ref, count in waiting.items() if count == 0)
@@ -113,7 +127,9 @@ class AuthGraph(Generic[Ref]):
         above_all = len(self._auth_events) + 1
         for ref in waiting:
             depths.setdefault(ref, above_all)
-        return depths
+        self._has_cycles = above_all in depths.values()
+        self._auth_depths = depths
+        self._depths_are_stale = False
 
 
 def auth_graph_of(events: Mapping[EventId, Pdu]) -> AuthGraph[EventId]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import Generic
 
 from homeserver.protocol.events import StateKey
@@ -107,15 +108,59 @@ def auth_difference(
 ) -> set[Ref]:
     """The events that are in the auth chain of some state but not of every one.
 
-    `common`: the events that are in all states; `differing`: for each state its other events. The chains of
-    the common events, which may be a room's whole membership, are not walked: they are in every state's
-    chain, so they only take events out of what the differing ones leave, and whether one of them does is
-    found from below.
+    `common`: the events that are in all states; `differing`: for each state its other events. All states are
+    walked together, the deepest events first, so each event is met once, and only down to where all chains
+    are the same. Those of the common events, which may be a room's whole membership, are not walked: they are
+    in every state's chain, and whether an event is in one of them is found from below.
     """
-    chains = [graph.auth_chain(refs) for refs in differing]
-    difference: set[Ref] = chains[0].union(*chains[1:]) - chains[0].intersection(*chains[1:])
-    below: set[Ref] = _below(graph, difference, common)
-    return difference - below
+    everywhere = (1 << len(differing)) - 1
+    own: dict[Ref, int] = {}
+    for index, refs in enumerate(differing):
+        for ref in refs:
+            own[ref] = own.get(ref, 0) | 1 << index
+    holders = dict.fromkeys(own, 0)
+    """For each event that was met the states in whose chains it is, one bit for each."""
+    waiting: dict[int, list[Ref]] = {}
+    for ref in own:
+        waiting.setdefault(graph.auth_depth(ref), []).append(ref)
+    depths = [-depth for depth in waiting]
+    heapify(depths)
+    is_waiting = set(own)
+    undecided = len(own)
+    """How many of those that wait are not known to be in all chains."""
+    below = _Below(graph, common)
+    while undecided:
+        # Events on a cycle are equally deep: there one may have its turn again.
+        deepest = -heappop(depths)
+        level = waiting[deepest]
+        while level:
+            ref = level.pop()
+            is_waiting.remove(ref)
+            held = holders[ref]
+            if held != everywhere:
+                undecided -= 1
+                if held and ref in below:
+                    held = holders[ref] = everywhere
+            handed_on = everywhere if ref in common else held | own.get(ref, 0)
+            for auth_event in graph.auth_events(ref):
+                before = holders.get(auth_event, 0)
+                after = before | handed_on
+                if after == before:
+                    continue
+                holders[auth_event] = after
+                if auth_event in is_waiting:
+                    undecided -= after == everywhere
+                    continue
+                is_waiting.add(auth_event)
+                undecided += after != everywhere
+                depth = graph.auth_depth(auth_event)
+                if depth in waiting:
+                    waiting[depth].append(auth_event)
+                else:
+                    waiting[depth] = [auth_event]
+                    heappush(depths, -depth)
+        del waiting[deepest]
+    return {ref for ref, held in holders.items() if held not in (0, everywhere)}
 
 
 def conflicted_state_subgraph(graph: AuthGraph[Ref], conflicted: AbstractSet[Ref]) -> set[Ref]:
@@ -148,17 +193,28 @@ def conflicted_state_subgraph(graph: AuthGraph[Ref], conflicted: AbstractSet[Ref
     return subgraph
 
 
-def _below(graph: AuthGraph[Ref], refs: AbstractSet[Ref], common: AbstractSet[Ref]) -> set[Ref]:
-    """Those of `refs` that are in the auth chain of an event in `common`.
+class _Below(Generic[Ref]):
+    """The events that are in the auth chain of one of some common events, each found when it is asked for.
 
     A depth-first walk towards the newer events that stops at the first common one. Of every event it has
-    met it knows the answer, so all walks together cross each edge once at most.
+    met it knows the answer, so all walks together cross each edge once at most. On a cycle no event would be
+    the first one to know, so a graph with cycles is walked from above.
     """
-    below: set[Ref] = set()
-    seen: set[Ref] = set()
-    for start in refs:
-        if start in seen:
-            continue
+
+    __slots__ = ("_below", "_common", "_graph", "_seen")
+
+    def __init__(self, graph: AuthGraph[Ref], common: AbstractSet[Ref]) -> None:
+        self._graph = graph
+        self._common = common
+        self._below: set[Ref] = graph.auth_chain(common) if graph.has_cycles else set()
+        self._seen: set[Ref] = set()
+
+    def __contains__(self, start: Ref) -> bool:
+        graph, common, below, seen = self._graph, self._common, self._below, self._seen
+        if start in below:
+            return True
+        if start in seen or graph.has_cycles:
+            return False
         seen.add(start)
         path: list[tuple[Ref, Iterator[Ref]]] = [(start, iter(graph.cited_by(start)))]
         reached = not common.isdisjoint(graph.cited_by(start))
@@ -175,4 +231,4 @@ def _below(graph: AuthGraph[Ref], refs: AbstractSet[Ref], common: AbstractSet[Re
             else:
                 path.pop()
         below.update(ref for ref, _ in path)
-    return below.intersection(refs)
+        return reached
