@@ -55,17 +55,21 @@ class AuthGraph(Generic[Ref]):
             return
         auth_events = tuple(auth_events)
         self._auth_events[ref] = auth_events
+        depth = 0
         for auth_event in auth_events:
             self._cited_by.setdefault(auth_event, []).append(ref)
+            depth = max(depth, self._auth_depths.get(auth_event, 0))
         if is_power_levels:
             self._power_levels.add(ref)
-        if not self._depths_are_stale:
-            depths = self._auth_depths
-            depth = 1 + max((depths.get(auth_event, 0) for auth_event in auth_events), default=0)
-            if any(depths.get(citing, 0) <= depth for citing in self._cited_by.get(ref, ())):
-                self._depths_are_stale = True
-            else:
-                depths[ref] = depth
+        self._auth_depths[ref] = depth + 1
+        citing = self._cited_by.get(ref)
+        if citing is not None and any(self._auth_depths[one] <= depth + 1 for one in citing):
+            self._depths_are_stale = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds all events that are named as auth events."""
+        return self._cited_by.keys() <= self._auth_events.keys()
 
     def auth_events(self, ref: Ref) -> tuple[Ref, ...]:
         """The auth events of an event."""

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from itertools import compress, filterfalse
+from operator import ne
 from typing import Generic
 
 from homeserver.protocol.events import StateKey
@@ -48,15 +50,21 @@ def find_conflicts(
 
     `graph` holds the states' auth chains.
     """
+    return find_overlay_conflicts(version, states[0], overlays_of(states), graph)
+
+
+def overlays_of(states: Sequence[Mapping[StateKey, Ref]]) -> list[Mapping[StateKey, Ref | None]]:
+    """What differs in each of some whole states from the first one: None for a key that it lacks."""
     base = states[0]
     overlays: list[Mapping[StateKey, Ref | None]] = []
     for state in states:
         overlay: dict[StateKey, Ref | None] = {}
         if state is not base:
-            overlay.update((key, ref) for key, ref in state.items() if base.get(key) != ref)
-            overlay.update((key, None) for key in base if key not in state)
+            differs = map(ne, map(base.get, state), state.values())
+            overlay = dict(compress(state.items(), differs))
+            overlay.update(dict.fromkeys(filterfalse(state.__contains__, base)))
         overlays.append(overlay)
-    return find_overlay_conflicts(version, base, overlays, graph)
+    return overlays
 
 
 def find_overlay_conflicts(

@@ -6,7 +6,7 @@ Source: Room Version 2, "State resolution", "Algorithm"; Room Version 12, the sa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias
 
@@ -18,7 +18,7 @@ from homeserver.protocol.identifiers import EventId, create_event_id
 from homeserver.protocol.power_levels import PowerLevels
 from homeserver.protocol.room_versions import RoomVersion, StateResolution
 from homeserver.protocol.state_resolution.auth_graph import AuthGraph, Ref, auth_graph_of
-from homeserver.protocol.state_resolution.conflicts import Conflicts, find_conflicts
+from homeserver.protocol.state_resolution.conflicts import Conflicts, find_overlay_conflicts, overlays_of
 from homeserver.protocol.state_resolution.ordering import (
     conflicted_below,
     is_power_event,
@@ -37,7 +37,7 @@ def resolve(
     events: Mapping[EventId, Pdu],
     *,
     rejected: Container[EventId] = (),
-    absent: Collection[EventId] = (),
+    absent: Container[EventId] = (),
 ) -> dict[StateKey, EventId]:
     """Merge the states of a room's forks into the one state all servers arrive at.
 
@@ -49,15 +49,18 @@ def resolve(
     if not states:
         return {}
     resolved = dict(states[0])
-    if all(state == resolved for state in states):
+    overlays = overlays_of(states)
+    if not any(overlays):
         return resolved
     graph = auth_graph_of(events)
-    in_states = {event_id for state in states for event_id in state.values()}
-    needed = in_states | graph.auth_chain(in_states)
-    missing = needed.difference(events, absent)
+    needed = set(resolved.values())
+    needed.update(event_id for overlay in overlays for event_id in overlay.values() if event_id is not None)
+    if not graph.is_whole:
+        needed |= graph.auth_chain(needed)
+    missing = {event_id for event_id in needed if event_id not in events and event_id not in absent}
     if missing:
         raise MissingEvents(missing)
-    conflicts = find_conflicts(version, states, graph)
+    conflicts = find_overlay_conflicts(version, states[0], overlays, graph)
     changes = resolve_conflicts(version, conflicts, events, graph, rejected=rejected, absent=absent)
     for key, event_id in changes.items():
         if event_id is None:
