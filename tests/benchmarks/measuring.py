@@ -25,6 +25,10 @@ class Scale:
     writers: tuple[int, ...] = (1, 4, 32, 300)
     senders: tuple[int, ...] = (1, 4, 32)
     resolved_members: int = 5000
+    forked_members: int = 50_000
+    """As many again have left."""
+    hostile_fraction: int = 1
+    """By what the sizes of hostile rooms are divided."""
     receivers: int = 200
     rooms: int = 50
     room_members: int = 20
