@@ -7,17 +7,16 @@ Source: Server-Server API, "Room State Resolution"; Room Version 12, "State reso
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from homeserver.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS, auth_state_keys
 from homeserver.protocol.errors import MissingEvents
 from homeserver.protocol.events import Pdu, StateKey
-from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.state_resolution import (
     AuthGraph,
-    Conflicts,
     find_overlay_conflicts,
     resolve_conflicts,
 )
@@ -32,14 +31,17 @@ from storage.room_state import StateAt
 from storage.state_deltas import Delta, ForkState
 from storage.stored_places import StoredBody, StoredPlace
 
+_Result = TypeVar("_Result")
+
 REMEMBERED_ENTRIES: Final = 500_000
 """Of the whole states of rooms that have forked, all together."""
 REMEMBERED_BODIES: Final = 20_000
 REMEMBERED_DIFFERENCES: Final = 200_000
 """Of the states that were resolved, and of what they came to, all together."""
-RESOLVED_HERE: Final = 200
-"""A resolution that replays more events is computed in a thread."""
-ENTRIES_COMPARED_HERE: Final = 20_000
+REPLAYED_HERE: Final = 20
+"""A resolution that replays more events is computed in a thread: one of a hostile room takes milliseconds."""
+WALKED_HERE: Final = 20_000
+"""So is one in a room of more events, or with forks that differ in more: it may have to walk them all."""
 MAX_ROUNDS: Final = 10
 """How often a resolution may ask for more events: two are foreseen."""
 
@@ -303,27 +305,12 @@ class _Resolution:
             for overlay in overlays
         ]
         version = self.room.version
-        if len(self.trunk) > ENTRIES_COMPARED_HERE:
-            conflicts = await asyncio.to_thread(find_overlay_conflicts, version, base, in_words, self.graph)
-        else:
-            conflicts = find_overlay_conflicts(version, base, in_words, self.graph)
-        if new is not None:
-            await self._take({new.nid: new.pdu})
-        for _ in range(MAX_ROUNDS):
-            try:
-                changes = await self._replay(version, conflicts)
-            except MissingEvents as missing:
-                await self._load({ref for ref in missing.references if isinstance(ref, int)})
-            else:
-                return {self.numbers[name]: REMOVED if nid is None else nid for name, nid in changes.items()}
-        raise RuntimeError("a state resolution asks for ever more events")
-
-    async def _replay(self, version: RoomVersion, conflicts: Conflicts[int]) -> dict[StateKey, int | None]:
-        if len(conflicts.full_conflicted_set) <= RESOLVED_HERE:
-            return resolve_conflicts(
-                version, conflicts, self.events, self.graph, rejected=self.rejected, absent=self.absent
-            )
-        return await asyncio.to_thread(
+        is_long = len(self.graph) + sum(map(len, overlays)) > WALKED_HERE
+        conflicts = await _computed(
+            is_long, partial(find_overlay_conflicts, version, base, in_words, self.graph)
+        )
+        is_long = is_long or len(conflicts.full_conflicted_set) > REPLAYED_HERE
+        resolution = partial(
             resolve_conflicts,
             version,
             conflicts,
@@ -332,6 +319,16 @@ class _Resolution:
             rejected=self.rejected,
             absent=self.absent,
         )
+        if new is not None:
+            await self._take({new.nid: new.pdu})
+        for _ in range(MAX_ROUNDS):
+            try:
+                changes = await _computed(is_long, resolution)
+            except MissingEvents as missing:
+                await self._load({ref for ref in missing.references if isinstance(ref, int)})
+            else:
+                return {self.numbers[name]: REMOVED if nid is None else nid for name, nid in changes.items()}
+        raise RuntimeError("a state resolution asks for ever more events")
 
     async def _load(self, nids: set[int]) -> None:
         found = await self.forks.bodies(self.room, nids)
@@ -358,3 +355,8 @@ class _Resolution:
         names = {(type_nid, skey_nid): (types[type_nid], state_keys[skey_nid]) for type_nid, skey_nid in keys}
         self.numbers.update({name: key for key, name in names.items()})
         return names
+
+
+async def _computed(is_long: bool, computation: Callable[[], _Result]) -> _Result:
+    """What a computation comes to: beside the event loop if it may be long."""
+    return await asyncio.to_thread(computation) if is_long else computation()

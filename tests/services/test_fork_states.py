@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.events import Pdu
+from homeserver.services import fork_states
 from homeserver.services.fork_states import ForkStates, key_numbers
 from homeserver.services.outliers import Outliers
 from storage import outliers, stored_places
@@ -91,3 +96,44 @@ async def test_what_comes_out_while_an_event_is_absent_is_not_remembered(
         row = Outlier(nid, topic, canonical_json(topic.json), auth_nids)
         await outliers.insert(store.database, store.store.dictionaries, room.ref.nid, [row], now_ms())
         assert await forks.come_to(nid) == await forks.as_new(nid) == nid
+
+
+@pytest.mark.parametrize(
+    ("bound", "beside_the_loop"),
+    [
+        ("REPLAYED_HERE", {"resolve_conflicts"}),
+        ("WALKED_HERE", {"find_overlay_conflicts", "resolve_conflicts"}),
+        (None, set()),
+    ],
+)
+async def test_what_may_take_long_is_computed_beside_the_event_loop(
+    database: Database,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    bound: str | None,
+    beside_the_loop: set[str],
+) -> None:
+    in_threads: set[str] = set()
+
+    def noting(name: str) -> Callable[..., object]:
+        compute = getattr(fork_states, name)
+
+        def noted(*arguments: Any, **options: Any) -> object:
+            if threading.current_thread() is not threading.main_thread():
+                in_threads.add(name)
+            return compute(*arguments, **options)
+
+        return noted
+
+    for name in ("find_overlay_conflicts", "resolve_conflicts"):
+        monkeypatch.setattr(fork_states, name, noting(name))
+    if bound is not None:
+        monkeypatch.setattr(fork_states, bound, 0)
+    async with open_incoming(database_url) as store:
+        forks = await Forks.new(store)
+        stored = await Outliers(store.database, store.store.dictionaries, now_ms).store(
+            forks.room.ref, [forks.topic]
+        )
+        nid = stored[forks.topic.event_id]
+        assert await forks.come_to(nid) == nid
+        assert in_threads == beside_the_loop
