@@ -53,10 +53,10 @@ class PowerLevels:
 
     def user_level(self, user_id: str) -> int:
         """The power level of a user; CREATOR_LEVEL for a creator who outranks all others."""
-        if self._version.privileged_creators and user_id in creators_of(self._version, self._create):
+        if self._version.privileged_creators and is_creator(self._version, self._create, user_id):
             return CREATOR_LEVEL
         if self._content is None:
-            return 100 if user_id in creators_of(self._version, self._create) else 0
+            return 100 if is_creator(self._version, self._create, user_id) else 0
         users = self._content.get("users")
         if isinstance(users, dict) and user_id in users:
             level = parse_level(self._version, users[user_id])
@@ -149,6 +149,14 @@ def creators_of(version: RoomVersion, create: Pdu) -> tuple[str, ...]:
     return (create.sender,)
 
 
+def is_creator(version: RoomVersion, create: Pdu, user_id: str) -> bool:
+    """Whether a user is one of those who created a room, who may be thousands."""
+    if version.creator_in_content:
+        return create.content.get("creator") == user_id
+    additional = create.content.get("additional_creators") if version.privileged_creators else None
+    return user_id == create.sender or (isinstance(additional, list) and user_id in additional)
+
+
 def parse_level(version: RoomVersion, value: object) -> int | None:
     """The power level that a JSON value stands for in this version; None when it stands for none."""
     if type(value) is int:
@@ -169,10 +177,9 @@ def check_power_levels(version: RoomVersion, event: Pdu, create: Pdu, previous: 
     old = {} if previous is None else previous.content
     _check_level_types(version, event.content, old)
     if version.privileged_creators:
-        users = event.content.get("users", {})
-        for creator in creators_of(version, create):
-            if creator in users:
-                raise InvalidContent("10.4", f"users names {creator}, a creator of the room")
+        named = event.content.get("users", {}).keys() & creators_of(version, create)
+        if named:
+            raise InvalidContent("10.4", f"users names {min(named)}, a creator of the room")
     if previous is not None:
         sender_level = PowerLevels.of(version, create, previous).user_level(event.sender)
         _check_level_changes(version, event, old, sender_level)
