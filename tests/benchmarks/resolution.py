@@ -70,7 +70,7 @@ def _hostile_room(version: RoomVersion, make: Callable[[NumberedRoom, int], None
 def _resolve(room: NumberedRoom) -> int:
     """As a server does it, where the graph is there and forks are what they change: how many are replayed."""
     conflicts = find_overlay_conflicts(room.version, room.state, room.overlays, room.graph)
-    resolve_conflicts(room.version, conflicts, room.events, room.graph)
+    resolve_conflicts(room.version, conflicts, room.events, room.graph, absent=room.absent)
     return len(conflicts.full_conflicted_set)
 
 

@@ -30,11 +30,13 @@ class NumberedRoom:
     state: MutableMapping[StateKey, int] = field(default_factory=dict)
     overlays: list[Mapping[StateKey, int | None]] = field(default_factory=list)
     """What each of its forks has other than the state."""
+    absent: set[int] = field(default_factory=set)
+    """Auth events that nobody can supply."""
 
     def __post_init__(self) -> None:
         """Alice made the room, which everyone may join."""
         is_hash = self.version.room_id_is_create_hash
-        self.room_id = RoomId("!" + (_event_id(0)[1:] if is_hash else "room:test"))
+        self.room_id = RoomId("!" + (event_id_of(0)[1:] if is_hash else "room:test"))
         self.create = self.say(ALICE, "m.room.create", "", create_content_of(self.version))
         self.alice = self.join(ALICE)
         self.set_levels()
@@ -56,14 +58,14 @@ class NumberedRoom:
         if self.version.room_id_is_create_hash:
             auth_events = tuple(one for one in auth_events if one != self.create)
         self.events[number] = Pdu(
-            event_id=_event_id(number),
+            event_id=event_id_of(number),
             room_id=self.room_id,
             type=event_type,
             sender=UserId(sender),
             state_key=state_key,
             content=content,
-            prev_events=(_event_id(number - 1),) if number else (),
-            auth_events=tuple(map(_event_id, auth_events)),
+            prev_events=(event_id_of(number - 1),) if number else (),
+            auth_events=tuple(map(event_id_of, auth_events)),
             depth=number,
             origin_server_ts=number,
             json={},
@@ -104,12 +106,12 @@ class NumberedRoom:
         """The state of each fork, in event IDs."""
         numbered = ({**self.state, **overlay} for overlay in self.overlays)
         return [
-            {key: _event_id(number) for key, number in state.items() if number is not None}
+            {key: event_id_of(number) for key, number in state.items() if number is not None}
             for state in numbered
         ]
 
 
-def _event_id(number: int) -> EventId:
+def event_id_of(number: int) -> EventId:
     return EventId(f"${number:043d}")
 
 
@@ -212,14 +214,15 @@ def everything_in_conflict(room: NumberedRoom, size: int) -> None:
 
 
 def events_beside_a_long_mainline(room: NumberedRoom, size: int) -> None:
-    """As many events as power levels; every other one stands on such as branch off from the mainline."""
+    """As many events as power levels; half of both stand on a branch beside the mainline."""
     chain = room.set_levels_often(size // 2)
     levels: JsonObject = {"users": {}}
     forks: list[dict[StateKey, int | None]] = [{}, {}]
     state = dict(room.state)
+    base = (room.create, room.alice)
+    off = chain[0]
     for number, on_mainline in enumerate(chain):
-        base = (room.create, room.alice)
-        off = room.say(ALICE, "m.room.power_levels", "", levels, (*base, on_mainline))
+        off = room.say(ALICE, "m.room.power_levels", "", levels, (*base, off))
         for fork, its_levels in zip(forks, (on_mainline, off), strict=True):
             fork["test", f"{number}"] = room.say(ALICE, "test", f"{number}", {}, (*base, its_levels))
     room.state = state
@@ -236,6 +239,29 @@ def events_with_many_auth_events(room: NumberedRoom, size: int) -> None:
     room.overlays += [
         {key: number for fork in forks[half::2] for key, number in fork.items()} for half in (0, 1)
     ]
+
+
+def a_circle(room: NumberedRoom, size: int) -> None:
+    """Power levels that name each other all around, as those whose event IDs are chosen may."""
+    first, state = len(room.events), dict(room.state)
+    for number in range(size):
+        following = first + (number + 1) % size
+        room.say(ALICE, "m.room.power_levels", "", {"users": {}}, (room.create, room.alice, following))
+    room.state = state
+    room.overlays += [{POWER_LEVELS: first + number * size // 10} for number in range(10)]
+
+
+def events_that_name_missing_ones(room: NumberedRoom, size: int) -> None:
+    """Each event in conflict names one that nobody has."""
+    forks: list[dict[StateKey, int | None]] = [{}, {}]
+    state = dict(room.state)
+    for number in range(size):
+        missing = 1_000_000 + number
+        room.absent.add(missing)
+        named = (room.create, room.alice, room.state[POWER_LEVELS], missing)
+        forks[number % 2]["test", f"{number}"] = room.say(ALICE, "test", f"{number}", {}, named)
+    room.state = state
+    room.overlays += forks
 
 
 def large_power_levels(room: NumberedRoom, size: int) -> None:
@@ -255,6 +281,8 @@ HOSTILE_ROOMS: Final[Mapping[Callable[[NumberedRoom, int], None], int]] = {
     everything_in_conflict: 100_000,
     events_beside_a_long_mainline: 10_000,
     events_with_many_auth_events: 2_000,
+    a_circle: 10_000,
+    events_that_name_missing_ones: 10_000,
     large_power_levels: 1_000,
 }
 """With the size that is large for each."""

@@ -25,6 +25,7 @@ from tests.protocol.expensive_rooms import (
     HOSTILE_ROOMS,
     VERSIONS,
     NumberedRoom,
+    event_id_of,
     large_room,
     topics_above_a_long_chain,
 )
@@ -73,7 +74,7 @@ def steps_of(room: NumberedRoom) -> int:
     assert isinstance(graph, CountingGraph)
     graph.steps = 0
     conflicts = find_overlay_conflicts(room.version, room.state, room.overlays, graph)
-    resolve_conflicts(room.version, conflicts, events, graph)
+    resolve_conflicts(room.version, conflicts, events, graph, absent=room.absent)
     return graph.steps + events.steps
 
 
@@ -103,12 +104,13 @@ def test_sec_res_1_hostile_rooms_resolve_whatever_the_order_of_their_forks(
     states = room.whole_states()
     events = {event.event_id: event for event in room.events.values()}
     conflicts = find_overlay_conflicts(version, room.state, room.overlays, room.graph)
-    changes = resolve_conflicts(version, conflicts, room.events, room.graph)
+    changes = resolve_conflicts(version, conflicts, room.events, room.graph, absent=room.absent)
+    absent = set(map(event_id_of, room.absent))
     told = {**room.state, **changes}
 
-    resolved = resolve(version, states, events)
+    resolved = resolve(version, states, events, absent=absent)
 
-    assert resolve(version, states[::-1], events) == resolved
+    assert resolve(version, states[::-1], events, absent=absent) == resolved
     assert resolved == {
         key: room.events[number].event_id for key, number in told.items() if number is not None
     }
