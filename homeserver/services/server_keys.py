@@ -17,13 +17,12 @@ from typing import Final
 from federation.outbound import requests
 from federation.outbound.signed_client import FederationError, SignedClient
 from homeserver.errors import Unauthorized, Unavailable
-from homeserver.protocol.canonical_json import MAX_INTEGER, canonical_json
+from homeserver.protocol.canonical_json import canonical_json
 from homeserver.protocol.errors import BadJson, BadSignature, InvalidKey
 from homeserver.protocol.identifiers import ServerName
 from homeserver.protocol.server_key_responses import KeyResponse, make_key_response, parse_key_response
 from homeserver.protocol.signing import (
     ServerKeys,
-    VerifyKey,
     sign_json,
     signature_key_ids,
     verify_signed_json,
@@ -100,17 +99,27 @@ class KeyRing:
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False)
 
     async def keys_for(
-        self, server_name: ServerName, key_ids: Collection[str], valid_at_ts: int | None
+        self, server_name: ServerName, key_ids: Collection[str], valid_at_ts: int
     ) -> ServerKeys:
         """All keys that are known of a server, after fetching where none of `key_ids` will do.
 
         `key_ids`: those with which something is signed; one of them is enough, and without any there is
-        nothing to look for. `valid_at_ts`: the time in ms at which it was signed; None where the room
-        version does not ask how long a key is valid, and then every key that is returned is valid for ever.
+        nothing to look for. `valid_at_ts`: the time in ms at which it was signed; 0 where any key will do.
         """
-        keys = await self._keys_for(server_name, key_ids, 0 if valid_at_ts is None else valid_at_ts)
-        if valid_at_ts is None:
-            return {key_id: VerifyKey(key.public_key, MAX_INTEGER) for key_id, key in keys.items()}
+        if server_name == self.own.server_name:
+            return self.own.verify_keys
+        keys = self._memory.keys.get(server_name)
+        if keys is None or not _suffices(keys, key_ids, valid_at_ts):
+            keys = await self._load(server_name)
+        while not _suffices(keys, key_ids, valid_at_ts):
+            if (fetching := self._memory.fetching.get(server_name)) is not None:
+                await asyncio.shield(fetching)
+            elif self._memory.must_wait(server_name, self.clock()):
+                break
+            else:
+                await self._fetch(server_name, key_ids, valid_at_ts)
+            keys = await self._load(server_name)
+        self._memory.remember(server_name, keys)
         return keys
 
     async def verify_request(self, origin: ServerName, request: JsonObject) -> None:
@@ -120,7 +129,7 @@ class KeyRing:
         Source: Server-Server API, "Request Authentication".
         """
         now = self.clock()
-        keys = await self._keys_for(origin, signature_key_ids(request, origin), now)
+        keys = await self.keys_for(origin, signature_key_ids(request, origin), now)
         try:
             verify_signed_json(request, origin, keys, valid_at=now)
         except (BadSignature, BadJson) as error:
@@ -158,25 +167,6 @@ class KeyRing:
                 response = parse_json_object(stored[server_name].response)
                 found.append(sign_json(response, self.own.server_name, self.own.current))
         return found
-
-    async def _keys_for(
-        self, server_name: ServerName, key_ids: Collection[str], valid_at_ts: int
-    ) -> ServerKeys:
-        if server_name == self.own.server_name:
-            return self.own.verify_keys
-        keys = self._memory.keys.get(server_name)
-        if keys is None or not _suffices(keys, key_ids, valid_at_ts):
-            keys = await self._load(server_name)
-        while not _suffices(keys, key_ids, valid_at_ts):
-            if (fetching := self._memory.fetching.get(server_name)) is not None:
-                await asyncio.shield(fetching)
-            elif self._memory.must_wait(server_name, self.clock()):
-                break
-            else:
-                await self._fetch(server_name, key_ids, valid_at_ts)
-            keys = await self._load(server_name)
-        self._memory.remember(server_name, keys)
-        return keys
 
     async def _load(self, server_name: ServerName) -> ServerKeys:
         async with self.database.connection() as tx:
