@@ -102,11 +102,14 @@ def _paths(*keys: str) -> ContentPaths:
     return frozenset((key,) for key in keys)
 
 
-def _keeping(
-    version: RoomVersion, changes: Mapping[str, ContentPaths | None]
+def _keeping_more(
+    version: RoomVersion, more: Mapping[str, ContentPaths]
 ) -> Mapping[str, ContentPaths | None]:
-    """The keep-list of a version with some types changed."""
-    return MappingProxyType({**version.redaction_keeps_content, **changes})
+    """The keep-list of a version with more of some types."""
+    kept = dict(version.redaction_keeps_content)
+    for event_type, paths in more.items():
+        kept[event_type] = (kept.get(event_type) or frozenset()) | paths
+    return MappingProxyType(kept)
 
 
 _POWER_LEVEL_RULES: Final = {
@@ -183,7 +186,9 @@ _V6: Final = replace(
     _V5,
     version="6",
     strict_json=True,
-    redaction_keeps_content=_keeping(_V5, {"m.room.aliases": frozenset()}),
+    redaction_keeps_content=MappingProxyType(
+        {key: kept for key, kept in _V5.redaction_keeps_content.items() if key != "m.room.aliases"}
+    ),
     aliases_of_servers=False,
     level_format=LevelFormat.STRINGS,
     guards_notifications=True,
@@ -200,7 +205,7 @@ _V7: Final = replace(
 _V8: Final = replace(
     _V7,
     version="8",
-    redaction_keeps_content=_keeping(_V7, {"m.room.join_rules": _paths("join_rule", "allow")}),
+    redaction_keeps_content=_keeping_more(_V7, {"m.room.join_rules": _paths("allow")}),
     restricted_join_rules=frozenset({"restricted"}),
     renumbered_rules=MappingProxyType(_POWER_LEVEL_RULES),
 )
@@ -208,9 +213,7 @@ _V8: Final = replace(
 _V9: Final = replace(
     _V8,
     version="9",
-    redaction_keeps_content=_keeping(
-        _V8, {"m.room.member": _paths("membership", "join_authorised_via_users_server")}
-    ),
+    redaction_keeps_content=_keeping_more(_V8, {"m.room.member": _paths("join_authorised_via_users_server")}),
 )
 
 _V10: Final = replace(
@@ -227,19 +230,18 @@ _V11: Final = replace(
     version="11",
     strict_byte_limits=True,
     redaction_keeps=_V10.redaction_keeps - {"prev_state", "origin", "membership"},
-    redaction_keeps_content=_keeping(
-        _V10,
+    redaction_keeps_content=MappingProxyType(
         {
+            **_keeping_more(
+                _V10,
+                {
+                    "m.room.member": frozenset({("third_party_invite", "signed")}),
+                    "m.room.power_levels": _paths("invite"),
+                    "m.room.redaction": _paths("redacts"),
+                },
+            ),
             "m.room.create": None,
-            "m.room.member": frozenset(
-                {("membership",), ("join_authorised_via_users_server",), ("third_party_invite", "signed")}
-            ),
-            "m.room.power_levels": _paths(
-                "ban", "events", "events_default", "invite", "kick", "redact", "state_default", "users",
-                "users_default",
-            ),
-            "m.room.redaction": _paths("redacts"),
-        },
+        }
     ),
     redacts_in_content=True,
     creator_in_content=False,
