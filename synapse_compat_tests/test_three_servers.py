@@ -35,6 +35,8 @@ async def test_prom_conv_two_lairs_and_a_synapse(
     for guest in everyone:
         if guest is not host:
             await join_over(guest, room_id, server_of(host))
+    for user in everyone:  # what is said in ignorance of a server's join is not sent to it
+        await until_member(everyone, room_id, user, "join")
     await until_all_heard(everyone, room_id, [await user.say(room_id, "hello") for user in everyone])
 
     neighbours = [await neighbour_of(user) for user in everyone]

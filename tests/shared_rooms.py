@@ -24,9 +24,12 @@ async def until_heard(client: Client, room_id: str, event_id: str, limit_s: floa
     """Wait until a client can read an event of a room that it is in."""
     path = f"/_matrix/client/v3/rooms/{quote(room_id, safe='')}/event/{quote(event_id, safe='')}"
     since = None
-    async with asyncio.timeout(limit_s):
-        while (await client.get(path)).status != 200:
-            since = (await client.sync(since, timeout=500))["next_batch"]
+    try:
+        async with asyncio.timeout(limit_s):
+            while (await client.get(path)).status != 200:
+                since = (await client.sync(since, timeout=500))["next_batch"]
+    except TimeoutError:
+        raise AssertionError(f"{client.user_id} has not heard of {event_id}") from None
 
 
 async def state_of(client: Client, room_id: str) -> dict[tuple[str, str], str]:
