@@ -202,6 +202,17 @@ async def test_power_levels_move_and_ordinary_users_are_silenced_in_the_old_room
     assert (said.error, invited.error) == ((403, "M_FORBIDDEN"), (403, "M_FORBIDDEN"))
 
 
+async def test_a_room_is_silenced_although_its_power_levels_hold_what_is_no_json_today(alice: Client) -> None:
+    room_id = await new_room(alice, room_version="5")
+    odd = {"users": {alice.user_id: 100}, "foo": {"x": 1.5}}
+    await set_state(alice, room_id, "m.room.power_levels", odd)
+
+    new_room_id = await upgrade(alice, room_id)
+
+    assert (await levels_of(alice, room_id))["events_default"] == 50
+    assert "foo" not in await levels_of(alice, new_room_id)
+
+
 @pytest.mark.parametrize(
     ("given", "events_default", "invite"),
     [

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 import pytest
+from canonicaljson import encode_canonical_json
 
 from federation.outbound.signed_client import uri_of
 from homeserver.protocol.room_versions import room_version
-from tests.client_api.rooms import room_path
+from tests.client_api.rooms import new_room, room_path, set_state
 from tests.clients import Client
 from tests.federation.homeservers import ask, new_word
 from tests.federation.joined_rooms import comes, is_shown, join_by, joined, state_of
 from tests.federation.peers import Asked, Peer
 from tests.federation.played_rooms import V1, V2, PlayedRoom, send, user_of
-from tests.federation.room_answers import ENDPOINTS
+from tests.federation.room_answers import ENDPOINTS, accept_invites
 from tests.room_versions import versions_of_each_form
 from tests.servers import RunningServer, unique_name
 
@@ -188,6 +190,51 @@ async def test_sec_json_2_numbers_of_any_size_stop_no_answer(
     assert (await alice.get(room_path(room.room_id, "event", event_id["event_id"]))).body["content"] == odd
     await alice.in_room("POST", room.room_id, "leave", {})
     assert (await joined(alice, room, n=HUGE)).content["n"] == HUGE
+
+
+@pytest.mark.invariant("SEC-JSON-2")
+async def test_sec_json_2_who_joins_with_numbers_of_any_size_is_answered(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    room_id, milk = await new_room(alice, room_version="5"), user_of(peer, "milk")
+    room = await PlayedRoom.entered(here, [peer], user_of(peer, "tea"), room_id)
+    join = room.event(milk, "m.room.member", {"membership": "join", "n": HUGE}, milk, apart=True)
+
+    answer = await ask(here, peer, uri_of(f"{V2}/send_join", room_id, join.event_id), join.json, method="PUT")
+
+    assert answer.status == 200, answer.body
+    assert (await state_of(alice, room, "m.room.member", milk))["n"] == HUGE
+
+
+@pytest.mark.invariant("SEC-JSON-2")
+@pytest.mark.parametrize("version", ["1", "5"])
+async def test_sec_json_2_an_invite_with_numbers_of_any_size_is_taken(
+    here: RunningServer, peer: Peer, alice: Client, version: str
+) -> None:
+    room, content = PlayedRoom.new([peer], version=version), {"membership": "invite", "n": HUGE, "f": 1.5e-7}
+
+    assert (await invite(here, peer, room, alice.user_id, content=content))[0] == 200
+
+    shown = (await alice.sync())["rooms"]["invite"][room.room_id]["invite_state"]["events"]
+    assert content in [event["content"] for event in shown]
+
+
+@pytest.mark.invariant("SEC-JSON-2")
+@pytest.mark.parametrize("version", ["1", "5"])
+async def test_sec_json_2_an_invite_to_a_room_with_numbers_of_any_size_is_signed_as_others_read_it(
+    peer: Peer, alice: Client, version: str
+) -> None:
+    invites = accept_invites(peer)
+    room_id, tea = await new_room(alice, room_version=version), user_of(peer, "tea")
+    await set_state(alice, room_id, "m.room.avatar", {"url": "mxc://x/y", "info": {"n": HUGE, "f": 1.5e-7}})
+
+    answer = await alice.post(room_path(room_id, "invite"), {"user_id": tea})
+
+    assert answer.status == 200, answer.body
+    [avatar] = [event for event in invites[0]["invite_room_state"] if event["type"] == "m.room.avatar"]
+    assert avatar["content"]["info"] == {"n": HUGE, "f": 1.5e-7}
+    bodies = [request.body for request in peer.server.received if "/invite/" in request.target]
+    assert bodies == [encode_canonical_json(json.loads(body)) for body in bodies]
 
 
 async def test_a_room_at_the_greatest_depth_is_joined_and_goes_on(

@@ -288,6 +288,20 @@ async def test_sec_sign_2_only_the_same_invite_with_a_good_signature_is_taken_ba
     assert (await invite(alice, room_id, tea)).status == 200
 
 
+@pytest.mark.invariant("SEC-SIGN-3")
+async def test_sec_sign_3_how_long_a_key_is_valid_counts_since_version_5(peer: Peer, alice: Client) -> None:
+    take_invites(peer)
+    peer.valid_until_ts = peer.clock() - 3600_000
+    tea = user_of(peer, "tea")
+    old, newer = [await new_room(alice, room_version=version) for version in ("4", "5")]
+
+    assert (await invite(alice, old, tea)).status == 200
+    assert (await invite(alice, newer, tea)).error == NO_ANSWER
+
+    assert await member(alice, old, tea) == {"membership": "invite"}
+    assert await member(alice, newer, tea) is None
+
+
 async def test_whose_server_cannot_be_reached_is_not_invited(
     alice: Client, start_server: StartServer
 ) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from secrets import randbits
 from typing import Any
 
 import asyncpg
 import pytest
 
+from homeserver.protocol.identifiers import RoomId
+from homeserver.protocol.room_versions import room_version
 from storage import persist_connection
+from storage.database import Database
 from storage.event_batch import EventBatch
 from storage.persist_connection import MAX_BUSY, MAX_OVERTAKEN, PersistConnection
+from storage.room_heads import RoomRef
 
 BUSY, OVERTAKEN = asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError
 
@@ -57,3 +62,15 @@ async def test_a_batch_is_stored_although_others_hold_rows_or_store_its_events(
     database = FailingCalls(*failures, failures[-1])
     with pytest.raises(failures[-1]):
         await PersistConnection(database).persist(EventBatch(0))
+
+
+async def test_a_room_that_was_purged_before_anything_of_it_came_has_moved(database: Database) -> None:
+    purged = RoomRef(randbits(60), RoomId("!purged:test"), room_version("12"))
+    batch = EventBatch(0)
+    batch.add_room(purged, 0)
+    connection = PersistConnection(database)
+    try:
+        outcome = await connection.persist(batch)
+    finally:
+        connection.close()
+    assert outcome.moved_rooms == {purged.nid}
