@@ -5,16 +5,21 @@ from __future__ import annotations
 import ast
 import asyncio
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from homeserver.protocol.auth_events import AUTHORISER
+from homeserver.protocol.event_hashes import event_id_of
 from homeserver.protocol.events import EventDraft, Pdu, build_pdu
 from homeserver.protocol.identifiers import EventId, RoomId, ServerName, UserId
 from homeserver.protocol.redaction import redact
+from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.signing import ServerKeys, SigningKey, VerifyKey, sign_event
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import pdu_gate
@@ -32,7 +37,9 @@ from tests.federation.peers import (
     running_peer,
 )
 from tests.federation.test_key_ring import HOUR_MS, answer_queries
-from tests.protocol.rooms import V12
+from tests.protocol.json_values import any_values
+from tests.protocol.mutated_events import mutated, sealed, use
+from tests.protocol.rooms import V12, VERSIONS
 from tests.servers import MovableClock
 
 ROOM: Final = RoomId("!" + "r" * 43)
@@ -48,13 +55,15 @@ def gate(ours: OurSide) -> PduGate:
     return ours.gate
 
 
-def unsigned(peer: Peer, event_type: str = "m.room.message", **content: Any) -> Pdu:
+def unsigned(
+    peer: Peer, event_type: str = "m.room.message", version: RoomVersion = V12, /, **content: Any
+) -> Pdu:
     """An event of a user of a peer's, hashed and not signed."""
-    state_key = f"@tea:{peer.name}" if event_type == "m.room.member" else None
+    state_keys = {"m.room.member": f"@tea:{peer.name}", "m.room.power_levels": ""}
     return build_pdu(
-        V12,
-        room_id=ROOM,
-        draft=EventDraft(event_type, {"body": "tea", **content}, state_key),
+        version,
+        room_id=ROOM if version.room_id_is_create_hash else RoomId("!tea:test"),
+        draft=EventDraft(event_type, {"body": "tea", **content}, state_keys.get(event_type)),
         sender=UserId(f"@tea:{peer.name}"),
         prev_events=[EventId("$" + "p" * 43)],
         auth_events=[EventId("$" + "a" * 43)],
@@ -190,6 +199,46 @@ async def test_sec_sign_4_an_event_is_what_it_was_asked_for(gate: PduGate, peer:
 
     assert isinstance(good, Pdu)
     assert [(type(one), one.event_id) for one in others] == [(RefusedPdu, first.event_id)] * 2
+
+
+CONTENTS: Final[dict[str, JsonObject]] = {
+    "m.room.message": {},
+    "m.room.member": {"membership": "join", AUTHORISER: "@zoe:absent.test"},
+    "m.room.power_levels": {"users": {"@zoe:absent.test": 100}, "ban": 50},
+    "m.room.redaction": {"redacts": "$" + "r" * 43},
+}
+
+
+@st.composite
+def deliveries(draw: st.DrawFn, version: RoomVersion, peer: Peer) -> list[Any]:
+    """What a server may send as events: any JSON, and its own events in which anything was changed."""
+    delivery: list[Any] = draw(st.lists(any_values(), max_size=2))
+    for event_type in draw(st.lists(st.sampled_from(list(CONTENTS)), min_size=1, max_size=3)):
+        built = unsigned(peer, event_type, version, **CONTENTS[event_type])
+        event = sign_event(version, built.json, peer.name, peer.keys[0])
+        delivery.append(draw(st.just(event) | mutated(event)))
+        if draw(st.booleans()):
+            delivery[-1] = sealed(version, delivery[-1], peer.name, peer.keys[0])
+    return draw(st.permutations(delivery))
+
+
+@pytest.mark.invariant("SEC-JSON-2")
+@VERSIONS
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+async def test_sec_json_2_nothing_that_comes_raises_anything(
+    gate: PduGate, peer: Peer, version: RoomVersion, data: st.DataObject
+) -> None:
+    events = data.draw(deliveries(version, peer))
+    before = deepcopy(events)
+
+    outcomes = await gate.verify(version, events, pushed=data.draw(st.booleans()))
+
+    assert repr(events) == repr(before)
+    for event, outcome in zip(events, outcomes, strict=True):
+        if isinstance(outcome, Pdu):
+            assert outcome.event_id == event_id_of(version, event)
+            use(version, outcome)
 
 
 async def test_one_bad_event_does_not_spoil_the_others(gate: PduGate, peer: Peer) -> None:
