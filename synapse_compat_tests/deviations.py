@@ -109,9 +109,7 @@ def deviations_in_verdict(
     if not allowed and why_refused(version, _without_lax_user_ids(event), state) is None:
         return (LAX_USER_IDS,)
     if _has_malformed_levels(version, event):
-        as_read = _with_levels_by_python(event)
-        synapse_allows = as_read is not None and why_refused(version, as_read, state) is None
-        return (LEVELS_BY_PYTHON,) if synapse_allows != allowed else ()
+        return _deviations_in_levels(version, event, state, allowed=allowed)
     if allowed:
         return (UNFEDERATED_TARGET,) if _has_unfederated_target(event, state) else ()
     if event.membership != "join" and why_refused(version, _without_authoriser(event), state) is None:
@@ -144,7 +142,7 @@ def _has_malformed_levels(version: RoomVersion, event: Pdu) -> bool:
     number = int(version.version)
     if event.type != "m.room.power_levels" or number >= 10:
         return False
-    named = [event.content.get(key, {}) for key in ("users", "events", "notifications")]
+    named = [event.content.get(key, {}) for key in _maps_of_levels(version)]
     if not all(isinstance(levels, dict) for levels in named):
         return True
     levels = [event.content[key] for key in LEVEL_KEYS if key in event.content]
@@ -152,12 +150,31 @@ def _has_malformed_levels(version: RoomVersion, event: Pdu) -> bool:
     return not all(_is_level(number, level) for level in levels)
 
 
-def _with_levels_by_python(event: Pdu) -> Pdu | None:
+def _deviations_in_levels(
+    version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu], *, allowed: bool
+) -> tuple[Deviation, ...]:
+    """Why Synapse's verdict on malformed power levels is the other one."""
+    as_read = _with_levels_by_python(version, event)
+    if as_read is None:
+        return (LEVELS_BY_PYTHON,) if allowed else ()
+    if (why_refused(version, as_read, state) is None) != allowed:
+        return (LEVELS_BY_PYTHON,)
+    if not allowed and why_refused(version, _without_lax_user_ids(as_read), state) is None:
+        return (LEVELS_BY_PYTHON, LAX_USER_IDS)
+    return ()
+
+
+def _maps_of_levels(version: RoomVersion) -> tuple[str, ...]:
+    """The keys of power levels that hold levels by name."""
+    return ("users", "events", "notifications") if int(version.version) >= 6 else ("users", "events")
+
+
+def _with_levels_by_python(version: RoomVersion, event: Pdu) -> Pdu | None:
     """The event with the levels that Python's int makes of its own; None where that fails."""
     content = dict(event.content)
     try:
         content |= {key: int(content[key]) for key in LEVEL_KEYS if key in content}
-        for key in ("users", "events", "notifications"):
+        for key in _maps_of_levels(version):
             if key in content:
                 content[key] = {name: int(level) for name, level in content[key].items()}
     except (TypeError, ValueError, AttributeError):
