@@ -23,7 +23,7 @@ SMALL = Scale(
 )
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", sorted(PARTS.keys() - {"federation"}))  # synapse_compat_tests has that one
 async def test_every_part_of_the_benchmarks_gives_its_rows(name: str) -> None:
     printed = [str(row) async for row in PARTS[name](SMALL)]
 

@@ -34,6 +34,9 @@ class Scale:
     room_members: int = 20
     room_messages: int = 30
     large_room: int = 1000
+    shared_members: int = 5000
+    """Of a room that other servers know."""
+    shared_forks: int = 20
     waiting: int = 500
 
 
@@ -73,11 +76,12 @@ def cpu_of(operation: Callable[[], object], about_s: float) -> float:
 class Meter:
     """The CPU that a server and its PostgreSQL use from its making on.
 
-    server: a process ID, None for this process. PostgreSQL is the postmaster and all its children.
+    server: a process ID, None for this process. PostgreSQL is the postmaster and all its children; None for
+    a server that has none.
     """
 
     server: int | None
-    postmaster: int
+    postmaster: int | None
     _ours: float = field(init=False)
     _postgres: float = field(init=False)
     _started: float = field(init=False)
@@ -98,13 +102,15 @@ class Meter:
         return Row(
             name,
             (ours - self._ours) / operations,
-            (postgres - self._postgres) / operations,
+            None if self.postmaster is None else (postgres - self._postgres) / operations,
             operations / seconds,
             note,
         )
 
     def _read(self) -> tuple[float, float]:
         ours = time.process_time() if self.server is None else _cpu_seconds(self.server)
+        if self.postmaster is None:
+            return ours, 0.0
         return ours, _cpu_seconds(self.postmaster, ended=True) + sum(
             map(_cpu_seconds, _children(self.postmaster))
         )

@@ -222,6 +222,8 @@ class PlayedRoom:
             if (pdu := self.events.get(event_id)) is not None:
                 changes = pdu.state_key is not None and event_id not in self.rejected
                 states.append(self.before[event_id] | ({pdu.key: event_id} if changes else {}))
+        if len(states) == 1:
+            return states[0]
         named = {event_id for pdu in self.events.values() for event_id in pdu.auth_events}
         absent = named.difference(self.events)
         return resolve(self.version, states, self.events, rejected=self.rejected, absent=absent)
