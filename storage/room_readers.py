@@ -27,6 +27,8 @@ class ViewChange:
     """0 where the key was removed."""
     membership: str | None
     """Of the user's newest member event, which need not be decoded."""
+    arrived: bool
+    """Whether the event came just then: otherwise a resolution, or a join after an absence, brought it."""
     flags: int | None
     json: bytes | None
 
@@ -46,8 +48,6 @@ class Reader:
     room: RoomRef
     head_seq: int
     """The newest room_seq."""
-    is_out: bool
-    """Whether the user is not in the room, even if its state says so: a resolution moves nobody into one."""
     forgotten: bool
     """Whether the user left the room and forgot it."""
     changes: tuple[ViewChange, ...]
@@ -72,9 +72,9 @@ async def load(
     rows = await tx.fetch(
         """
         SELECT rooms.room_id, rooms.nid, rooms.version, head.room_seq,
-               coalesce(member.membership <> 1, true) AS is_out, member.forgotten,
-               changes.ver, changes.is_member, changes.event_nid,
+               member.forgotten, changes.ver, changes.is_member, changes.event_nid,
                CASE WHEN is_member AND changes.event_nid = member.event_nid THEN membership END,
+               events.nid IS NULL OR (events.room_seq = changes.ver AND events.sub = 0) IS TRUE AS arrived,
                events.flags, events.json
         FROM unnest($5::text[], $6::bigint[]) AS wanted(room_id, after)
         JOIN rooms ON rooms.room_id = wanted.room_id
@@ -91,7 +91,7 @@ async def load(
             WHERE room_nid = rooms.nid AND type_nid = $3 AND skey_nid = $4 AND ver > wanted.after
         ) AS changes ON true
         LEFT JOIN events ON events.nid = changes.event_nid
-            AND NOT (is_member AND changes.event_nid = member.event_nid)
+            AND (is_member AND changes.event_nid = member.event_nid) IS NOT TRUE
         ORDER BY rooms.nid, changes.ver
         """,
         user_nid,
@@ -101,26 +101,26 @@ async def load(
         list(after.values()),
     )
     changes: dict[RoomId, list[ViewChange]] = {}
-    of_rooms: dict[RoomId, tuple[RoomRef, int, bool, bool]] = {}
+    of_rooms: dict[RoomId, tuple[RoomRef, int, bool]] = {}
     for (
         room_id,
         nid,
         version,
         head_seq,
-        is_out,
         forgotten,
         ver,
         is_member,
         event_nid,
         now,
+        arrived,
         flags,
         json,
     ) in rows:
         if room_id not in of_rooms:
             room = RoomRef(nid, room_id, room_version(version))
-            of_rooms[room_id] = room, head_seq, bool(is_out), bool(forgotten)
+            of_rooms[room_id] = room, head_seq, bool(forgotten)
             changes[room_id] = []
         if ver is not None:
             membership = None if now is None else Membership(now).name.lower()
-            changes[room_id].append(ViewChange(ver, is_member, event_nid, membership, flags, json))
+            changes[room_id].append(ViewChange(ver, is_member, event_nid, membership, arrived, flags, json))
     return {room_id: Reader(*facts, tuple(changes[room_id])) for room_id, facts in of_rooms.items()}

@@ -108,12 +108,6 @@ class Past:
         """The past of one who never had to do with the room."""
         return Past.of(self.visibilities)
 
-    def without_last_join(self) -> Past:
-        """The past of one who is not in the room, although its state says so."""
-        if not self.memberships or self.memberships[-1][1] != "join":
-            return self
-        return Past.of(self.visibilities, self.memberships[:-1])
-
     @property
     def size(self) -> int:
         """How many changes this holds."""

@@ -151,14 +151,14 @@ class RoomVisibility:
             past = known[room_id].past if room_id in known else _NO_PAST
             past = past.with_more(
                 [(change.ver, self._visibility(change)) for change in reader.changes if not change.is_member],
-                [(change.ver, _membership(change)) for change in reader.changes if change.is_member],
+                _memberships(past, reader.changes),
             )
             self._known.put(
                 (room_id, user_nid),
                 _Known(reader.room.nid, reader.head_seq, past),
                 COST_OF_A_VIEW + past.size,
             )
-            found[room_id] = reader, past.without_last_join() if reader.is_out else past
+            found[room_id] = reader, past
         return found
 
     def _visibility(self, change: ViewChange) -> Visibility:
@@ -174,6 +174,23 @@ class RoomVisibility:
             self._visibility_key = await room_readers.state_key_of(tx, HISTORY_VISIBILITY)
         # As long as no room has a visibility there is nothing to be found, and 0 is nobody's number.
         return self._visibility_key or _UNKNOWN_KEY
+
+
+def _memberships(past: Past, changes: Sequence[ViewChange]) -> list[tuple[int, object]]:
+    """What a user has become since, by version: nobody comes into a room but by a join that arrives here.
+
+    That a resolution has the user in the room, or the state with which this server came back, is no stay.
+    """
+    now = past.memberships[-1][1] if past.memberships else None
+    found = []
+    for change in changes:
+        if not change.is_member:
+            continue
+        membership = _membership(change)
+        if change.arrived or membership != "join" or now == "join":
+            now = membership
+            found.append((change.ver, membership))
+    return found
 
 
 def _membership(change: ViewChange) -> object:

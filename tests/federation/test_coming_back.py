@@ -120,14 +120,18 @@ async def test_who_does_not_know_that_one_of_us_has_left_is_passed_over(
     assert room.room_id not in (await carol.sync())["rooms"].get("join", {})
 
 
+@pytest.mark.parametrize("was_there", [False, True])
 async def test_who_is_in_the_room_by_a_join_that_is_not_known_here_stays_out_until_joining_again(
-    here: RunningServer, peer: Peer, alice: Client
+    here: RunningServer, peer: Peer, alice: Client, was_there: bool
 ) -> None:
     room = PlayedRoom.new([peer])
     carol = await here.nobody.register(unique_name("carol"))
-    await joined(alice, room)
-    await leave(alice, room)
-    await until_known(room, alice, "leave")
+    users = [alice, carol] if was_there else [alice]
+    for user in users:
+        assert (await join_by(user, room.room_id, peer.name)).status == 200
+    for user in reversed(users):
+        await leave(user, room)
+        await until_known(room, user, "leave")
 
     def lost(asked: Asked) -> Answer:
         room.add(room.parsed(asked.content))
@@ -137,14 +141,19 @@ async def test_who_is_in_the_room_by_a_join_that_is_not_known_here_stays_out_unt
     assert (await join_by(carol, room.room_id, peer.name)).status == 404
     del room.answers["send_join"]
     await joined(alice, room)
-    before = (await carol.sync())["rooms"].get("join", {})
+    before = await carol.sync()
     said = await carol.get(room_path(room.room_id, "joined_members"))
 
     assert room.events[room.state["m.room.member", carol.user_id]].membership == "join"
-    assert room.room_id not in before
+    assert room.room_id not in before["rooms"].get("join", {})
     assert said.status == 403
     assert (await join_by(carol, room.room_id)).status == 200
-    assert room.room_id in (await carol.sync())["rooms"]["join"]
+    for since in (None, before["next_batch"]):
+        shown = (await carol.sync(since))["rooms"]["join"][room.room_id]
+        events = [*shown["state"]["events"], *shown["timeline"]["events"]]
+        assert {("m.room.create", ""), ("m.room.member", alice.user_id)} <= {
+            (event["type"], event.get("state_key")) for event in events
+        }
     assert await members(carol, room) == {user_of(peer, "tea"), alice.user_id, carol.user_id}
 
 
