@@ -71,6 +71,8 @@ def _settings(
             "destination_max_retry_interval": "2s",
             "client_timeout": "20s",
             "max_long_retries": 2,
+            "max_long_retry_delay": 500,
+            "max_short_retry_delay": 500,
         },
         **dict.fromkeys(("rc_message", "rc_registration", "rc_room_creation"), UNLIMITED),
         **dict.fromkeys(("rc_joins_per_room", "rc_admin_redaction"), UNLIMITED),

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import settings
 
 from storage.database import Database
-from storage.embedded.supervisor import EmbeddedPostgres
 from storage.migrate import migrate
-from tests.databases import new_database
+from tests.databases import new_database, running_postgres
 
 pytest_plugins = ["tests.invariants"]
-
-MAX_CONNECTIONS = 80
-"""What the tests of one process open together."""
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -24,17 +19,9 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session")
 async def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The URL of a PostgreSQL in which databases may be made: LAIR_TEST_DATABASE_URL, or the embedded one."""
-    url = os.environ.get("LAIR_TEST_DATABASE_URL")
-    if url is not None:
+    """The URL of a PostgreSQL in which databases may be made."""
+    async with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
         yield url
-        return
-    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), "nobody", MAX_CONNECTIONS)
-    await postgres.start()
-    try:
-        yield postgres.url
-    finally:
-        await postgres.stop()
 
 
 @pytest.fixture(scope="session")

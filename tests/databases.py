@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
+
+from storage.embedded.supervisor import EmbeddedPostgres
+
+MAX_CONNECTIONS: Final = 80
+"""What the tests of one process open together."""
+
+
+@asynccontextmanager
+async def running_postgres(folder: Path) -> AsyncIterator[str]:
+    """The URL of a PostgreSQL in which databases may be made: LAIR_TEST_DATABASE_URL, or the embedded one."""
+    url = os.environ.get("LAIR_TEST_DATABASE_URL")
+    if url is not None:
+        yield url
+        return
+    postgres = EmbeddedPostgres(folder, "nobody", MAX_CONNECTIONS)
+    await postgres.start()
+    try:
+        yield postgres.url
+    finally:
+        await postgres.stop()
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from homeserver.protocol.auth_events import CREATE, auth_state_keys
 from homeserver.protocol.auth_rules import why_refused
@@ -48,9 +48,34 @@ class Stay(NamedTuple):
     to_seq: int | None
 
 
+class KnownRoom(Protocol):
+    """What one server, of whatever kind, knows of a room."""
+
+    @property
+    def server_name(self) -> ServerName: ...
+
+    @property
+    def version(self) -> RoomVersion: ...
+
+    @property
+    def events(self) -> Mapping[EventId, Pdu]:
+        """All events that it has got, refused ones too."""
+
+    @property
+    def current(self) -> State:
+        """The state of today."""
+
+    @property
+    def extremities(self) -> frozenset[EventId]: ...
+
+    @property
+    def servers(self) -> set[str]:
+        """The servers that are in the room."""
+
+
 @dataclass(frozen=True)
 class StoredRoom:
-    """All that one server has stored of a room."""
+    """All that a server of ours has stored of a room."""
 
     server_name: ServerName
     ref: RoomRef
@@ -65,6 +90,23 @@ class StoredRoom:
     positions: Mapping[int, int]
     """Of the live events in the stream, by their room_seq."""
     extremities: frozenset[EventId]
+
+    @property
+    def version(self) -> RoomVersion:
+        return self.ref.version
+
+    @property
+    def events(self) -> dict[EventId, Pdu]:
+        """All but the markers, which no other server has."""
+        return {
+            event_id: pdu
+            for event_id, pdu in self.pdus.items()
+            if not self.rows[event_id].flags & EventFlag.HIDDEN
+        }
+
+    @property
+    def current(self) -> State:
+        return self.trunk[-1]
 
     @property
     def live(self) -> list[TimelineRow]:
@@ -166,16 +208,10 @@ class TrueRoom:
     rejected: set[EventId] = field(default_factory=set)
 
     @classmethod
-    def of(cls, rooms: Sequence[StoredRoom]) -> TrueRoom:
+    def of(cls, rooms: Sequence[KnownRoom]) -> TrueRoom:
         """The room of which several servers have stored something."""
-        version = rooms[0].ref.version
-        events = {
-            event_id: pdu
-            for room in rooms
-            for event_id, pdu in room.pdus.items()
-            if not room.rows[event_id].flags & EventFlag.HIDDEN
-        }
-        room = cls(version, events)
+        events = {event_id: pdu for room in rooms for event_id, pdu in room.events.items()}
+        room = cls(rooms[0].version, events)
         for pdu in parents_first(events.values()):
             if all(parent in room.after for parent in pdu.prev_events):
                 room._add(pdu)
