@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import model_validator
+
 from client_api.endpoints import client_endpoints
 from homeserver.http.models import Body, Path, Reply, RoomIdField, UserIdField
 from homeserver.protocol.identifiers import RoomId
+from homeserver.protocol.room_versions import ROOM_VERSIONS
 from homeserver.services import Services
 from homeserver.services.access_tokens import Requester
 
@@ -22,6 +27,16 @@ class NewVersion(Body):
 
     new_version: str
     additional_creators: list[UserIdField] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def ignore_creators(cls, body: Any) -> Any:
+        """Versions without additional creators ignore them, whatever they are."""
+        if isinstance(body, dict) and isinstance(name := body.get("new_version"), str):
+            version = ROOM_VERSIONS.get(name)
+            if version is not None and not version.privileged_creators:
+                return {key: value for key, value in body.items() if key != "additional_creators"}
+        return body
 
 
 class Replacement(Reply):

@@ -21,6 +21,8 @@ from homeserver.services.upgraded_state import SPACE_CHILD, OldRoom, Upgrade
 from storage.room_heads import RoomHead
 
 BODY: Final = "This room has been replaced"
+PROTECTING: Final = ("m.room.power_levels", "m.room.server_acl")
+"""No room takes the place of another one without these."""
 
 
 class Replaced(Exception):
@@ -48,9 +50,12 @@ def check_upgradable(head: RoomHead, upgrade: Upgrade) -> RoomHead:
 
 
 def events_of_new_room(series: EventSeries, drafts: Sequence[EventDraft]) -> list[Pdu]:
-    """The first events of a new room. What its rules refuse is left out, but no power levels."""
+    """The first events of a new room. What its rules refuse, or is too large now, is left out.
+
+    But nothing that protects the room: raises what EventSeries.add raises.
+    """
     for draft in drafts:
-        if draft.type == "m.room.power_levels":
+        if draft.type in PROTECTING:
             series.add(draft)
         else:
             series.add_if_possible(draft)

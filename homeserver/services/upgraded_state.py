@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from homeserver.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
 from homeserver.protocol.canonical_json import check_canonical
@@ -15,7 +15,7 @@ from homeserver.protocol.errors import BadJson
 from homeserver.protocol.events import EventDraft, Pdu, StateKey
 from homeserver.protocol.identifiers import EventId, RoomAlias, UserId
 from homeserver.protocol.room_versions import RoomVersion
-from homeserver.protocol.strict_json import MAX_DEPTH, JsonObject
+from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.canonical_aliases import CANONICAL_ALIAS
 from homeserver.services.upgraded_power_levels import levels_of_new_room
 from storage.room_heads import RoomRef
@@ -139,25 +139,35 @@ class Upgrade:
                 yield link
 
     def _join_rules(self, old: RoomVersion, content: JsonObject) -> JsonObject:
-        """The same join rules; where the new version does not know them, such as let nobody else in."""
+        """The same join rules; where only one of the versions knows them, such as let nobody else in."""
         rule = content.get("join_rule")
         known = self.version.knock_join_rules | self.version.restricted_join_rules
-        if not isinstance(rule, str) or rule in known:
-            return content
-        if rule not in old.knock_join_rules | old.restricted_join_rules:
+        known_before = old.knock_join_rules | old.restricted_join_rules
+        if not isinstance(rule, str) or (rule in known) == (rule in known_before):
             return content
         weaker = [weaker for weaker in _WEAKER_JOIN_RULES.get(rule, ()) if weaker in known]
-        return {**content, "join_rule": weaker[0] if weaker else "invite"}
+        return {**content, "join_rule": weaker[0] if weaker and rule in known_before else "invite"}
 
 
 def _canonical(content: JsonObject) -> JsonObject:
-    """What canonical JSON allows of a content: events of old versions may hold more."""
-    return {key: value for key, value in content.items() if _is_canonical({key: value})}
+    """What canonical JSON allows of a content: events of old versions may hold more, anywhere in them."""
+    return {key: _pruned(value) for key, value in content.items() if _may_stand(value)}
 
 
-def _is_canonical(value: JsonObject) -> bool:
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _canonical(value)
+    if isinstance(value, list):
+        return [_pruned(one) for one in value if _may_stand(one)]
+    return value
+
+
+def _may_stand(value: object) -> bool:
+    """Whether canonical JSON allows a value, or may allow something of it."""
+    if isinstance(value, (dict, list)):
+        return True
     try:
-        check_canonical(value, max_depth=MAX_DEPTH - 1)
+        check_canonical({"": value})
     except BadJson:
         return False
     return True

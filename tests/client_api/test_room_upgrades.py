@@ -275,11 +275,27 @@ async def test_additional_creators_are_those_of_the_request(alice: Client, bob: 
     assert "additional_creators" not in without
 
 
-async def test_versions_without_additional_creators_do_not_have_them(alice: Client) -> None:
+@pytest.mark.parametrize("creators", [["@bob:test"], ["bob"], [5], "@bob:test"])
+async def test_versions_without_additional_creators_ignore_them(alice: Client, creators: Any) -> None:
     room_id = await new_room(alice, room_version="11")
-    new_room_id = await upgrade(alice, room_id, "11", additional_creators=["@bob:test"])
+    new_room_id = await upgrade(alice, room_id, "11", additional_creators=creators)
 
     assert "additional_creators" not in await content(alice, new_room_id, "m.room.create")
+
+
+async def test_a_room_is_not_replaced_by_one_without_its_server_acl(
+    server: RunningServer, alice: Client
+) -> None:
+    """Who has a long name has less room for the same list."""
+    longer = await server.nobody.register(unique_name("x" * 150))
+    room_id = await room_with(alice, "11", {longer.user_id: 100})
+    await join(longer, room_id)
+    path, size = room_path(room_id, "state", "m.room.server_acl", ""), 64_500
+    while (await alice.put(path, {"allow": ["*"], "deny": ["x" * size]})).status == 200:
+        size += 50
+
+    assert (await ask(longer, room_id)).error == (413, "M_TOO_LARGE")
+    assert await content(alice, room_id, "m.room.tombstone") is None
 
 
 async def test_a_room_is_not_replaced_by_one_without_its_power_levels(alice: Client) -> None:

@@ -176,8 +176,17 @@ def test_a_join_rule_that_the_version_does_not_know_lets_nobody_else_in(
     }
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("knock", "invite"), ("restricted", "invite"), ("public", "public")]
+)
+def test_a_join_rule_that_only_the_new_version_knows_lets_nobody_else_in(rule: str, expected: str) -> None:
+    event = make_event(LAX, "m.room.join_rules", ALICE, "", {"join_rule": rule}, room_id="!old:test")
+
+    assert drafts(old_room(LAX, event), V12)["m.room.join_rules"].content == {"join_rule": expected}
+
+
 def test_what_canonical_json_does_not_allow_is_left_out() -> None:
-    content = {"deny": ["coffee.test"], "allow": ["*"], "since": 1.5, "number": 2**53}
+    content = {"deny": ["coffee.test", 1.5], "allow": [-0.5, "*"], "since": 1.5, "number": 2**53}
     acl = make_event(V11, "m.room.server_acl", ALICE, "", content, room_id="!old:test")
     ban = make_event(
         V11, "m.room.member", ALICE, BOB, {"membership": "ban", "reason": 1.5, "x": 1}, room_id="!old:test"
