@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -164,7 +164,23 @@ class OutOfBand:
         except ProtocolError as error:
             raise InvalidParam(f"invite_room_state: {error}") from None
 
-    def may_be_withdrawal(self, event: Any) -> bool:
+    async def possible_withdrawals(
+        self, room_id: RoomId, events: Iterable[Any]
+    ) -> dict[RoomVersion, list[JsonObject]]:
+        """Those of some events of a room that we are not in that may end an invite of one of our users.
+
+        Nothing of them is checked. They come by the version that the invite says the room has: somebody
+        else may have claimed another one.
+        """
+        found: dict[RoomVersion, list[JsonObject]] = {}
+        for event in events:
+            if self._may_be_withdrawal(event):
+                standing = await self.standing(UserId(event["state_key"]), room_id)
+                if standing is not None:
+                    found.setdefault(standing.room.version, []).append(event)
+        return found
+
+    def _may_be_withdrawal(self, event: Any) -> bool:
         """Whether an event, nothing of which is checked, may end an invite of one of our users."""
         content = event.get("content") if isinstance(event, dict) else None
         return (
@@ -179,7 +195,7 @@ class OutOfBand:
 
         That is only for the one who invited to do: it removes or bans the user, and cites the invite.
         """
-        if not self.may_be_withdrawal(pdu.json):
+        if not self._may_be_withdrawal(pdu.json):
             return
         assert pdu.state_key is not None
         user_nid = await self.store.user_nid(UserId(pdu.state_key))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +20,7 @@ from homeserver.protocol.errors import InvalidIdentifier, ProtocolError
 from homeserver.protocol.event_hashes import event_id_of
 from homeserver.protocol.events import Pdu
 from homeserver.protocol.identifiers import RoomId, ServerName, parse_room_id, server_name_of
+from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.clock import Clock
 from homeserver.services.incoming_events import IncomingEvents, TooManyWait
@@ -160,11 +161,17 @@ class ReceivedTransactions:
             answers |= _all_failed(room, events, ACL_FORBIDS)
             return
         is_in = room.is_resident or room.is_joining
+        by_version: Mapping[RoomVersion, Sequence[Any]] = {room.ref.version: events}
         if not is_in:
             log.info("events of room %s from %s are left out: this server is not in it", room_id, origin)
-            events = [event for event in events if self.out_of_band.may_be_withdrawal(event)]
+            by_version = await self.out_of_band.possible_withdrawals(room_id, events)
+        outcomes = [
+            outcome
+            for version, of_version in by_version.items()
+            for outcome in await self.gate.verify(version, of_version, pushed=True)
+        ]
         verified: list[Pdu] = []
-        for outcome in await self.gate.verify(room.ref.version, events, pushed=True):
+        for outcome in outcomes:
             if isinstance(outcome, RefusedPdu):
                 reason = outcome.reason
                 if outcome.event_id is not None:

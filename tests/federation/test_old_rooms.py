@@ -147,6 +147,23 @@ async def test_an_invite_keeps_its_version_whatever_others_claim(
     assert [endpoint for endpoint, _ in room.asked] == ["make_leave", "send_leave"]
 
 
+async def test_an_invite_is_withdrawn_whatever_version_others_claim(
+    here: RunningServer, peer: Peer, notary: Peer, alice: Client
+) -> None:
+    bob = await here.nobody.register(unique_name("bob"))
+    room = PlayedRoom.new([peer], version="10")
+    claimed, evil = PlayedRoom(room_version("1"), [notary], room.room_id), user_of(notary, "evil")
+    assert (await invite(here, notary, claimed, bob.user_id, sender=evil))[0] == 200
+    tea = user_of(peer, "tea")
+    assert (await room.invite(here, tea, alice.user_id)).status == 200
+
+    kick = room.event(tea, "m.room.member", {"membership": "leave"}, alice.user_id)
+    assert (await send(here, peer, [kick])).body == {"pdus": {kick.event_id: {}}}
+
+    assert (await alice.sync())["rooms"] == {}
+    assert list((await bob.sync())["rooms"]["invite"]) == [room.room_id]
+
+
 # --- Numbers and depths
 
 
