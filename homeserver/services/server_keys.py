@@ -41,6 +41,9 @@ OWN_LIST_VALIDITY_MS: Final = 24 * 3600 * 1000
 CACHED_SERVERS: Final = 10_000
 FIRST_WAIT_MS: Final = 1000
 LONGEST_WAIT_MS: Final = 5 * 60 * 1000
+LONGEST_WAIT_FOR_NEW_KEYS_MS: Final = 30 * 1000
+"""For a server that answers, but has none of the keys that are looked for: who names keys that nobody has
+could otherwise keep a new one from being seen."""
 MAX_FETCHES_AT_ONCE: Final = 200
 FETCH_TIMEOUT_S: Final = 45.0
 """For the server itself and all notaries together, waiting for a turn included."""
@@ -77,10 +80,11 @@ class _Memory:
         wait = self.waits.get(server_name)
         return wait is not None and now < wait.retry_ts
 
-    def asked_in_vain(self, server_name: ServerName, now: int) -> None:
+    def asked_in_vain(self, server_name: ServerName, now: int, *, answered: bool) -> None:
         wait = self.waits.get(server_name)
         failures = 1 if wait is None else wait.failures + 1
-        delay = min(FIRST_WAIT_MS << min(failures - 1, 20), LONGEST_WAIT_MS)
+        longest_ms = LONGEST_WAIT_FOR_NEW_KEYS_MS if answered else LONGEST_WAIT_MS
+        delay = min(FIRST_WAIT_MS << min(failures - 1, 20), longest_ms)
         self.waits[server_name] = _Wait(failures, now + delay)
         self.waits.move_to_end(server_name)
         if len(self.waits) > CACHED_SERVERS:
@@ -198,9 +202,11 @@ class KeyRing:
         `valid_at_ts`: None to ask only the server itself. Others who want its keys wait for this.
         """
         fetching = self._memory.fetching[server_name] = asyncio.get_running_loop().create_future()
+        answered = False
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S), self._memory.turns:
                 found = await self._ask_server(server_name)
+                answered = found is not None
                 if valid_at_ts is not None and (found is None or not _suffices(found, key_ids, valid_at_ts)):
                     found = await self._ask_notaries(server_name, key_ids, valid_at_ts)
         except TimeoutError:
@@ -209,7 +215,7 @@ class KeyRing:
             del self._memory.fetching[server_name]
             fetching.set_result(None)
         if found is None:
-            self._memory.asked_in_vain(server_name, self.clock())
+            self._memory.asked_in_vain(server_name, self.clock(), answered=answered)
         else:
             self._memory.waits.pop(server_name, None)
 
@@ -251,9 +257,10 @@ class KeyRing:
         key_ids = signature_key_ids(answer, notary)
         keys = self._memory.keys.get(notary) or await self._load(notary)
         if not _suffices(keys, key_ids, now) and not self._memory.must_wait(notary, now):
-            keys = await self._ask_server(notary) or keys
+            found = await self._ask_server(notary)
+            keys = found or keys
             if not _suffices(keys, key_ids, now):
-                self._memory.asked_in_vain(notary, now)
+                self._memory.asked_in_vain(notary, now, answered=found is not None)
         verify_signed_json(answer, notary, keys, valid_at=now)
 
     async def _store(self, response: KeyResponse, *, by_itself: bool) -> ServerKeys:

@@ -15,7 +15,7 @@ from homeserver.protocol.identifiers import ServerName
 from homeserver.protocol.server_key_responses import make_key_response
 from homeserver.protocol.signing import ServerKeys, SigningKey, VerifyKey, sign_json
 from homeserver.protocol.unpadded_base64 import decode_base64
-from homeserver.services.server_keys import LONGEST_WAIT_MS
+from homeserver.services.server_keys import LONGEST_WAIT_FOR_NEW_KEYS_MS, LONGEST_WAIT_MS
 from homeserver.services.signing_key_file import new_signing_key
 from storage import server_keys
 from storage.database import Database
@@ -180,6 +180,19 @@ async def test_unknown_key_ids_do_not_make_us_ask_all_the_time(ours: OurSide, pe
         keys = await ours.key_ring.keys_for(peer.name, [f"ed25519:{number}"], ours.clock())
         assert set(keys) == {peer.keys[0].key_id}
     assert peer.asked(KEY_LIST) == 1
+
+
+async def test_a_new_key_is_seen_before_long_whatever_was_looked_for_in_vain(
+    ours: OurSide, peer: Peer
+) -> None:
+    for number in range(20):
+        await ours.key_ring.keys_for(peer.name, [f"ed25519:{number}"], ours.clock())
+        ours.clock.advance(LONGEST_WAIT_FOR_NEW_KEYS_MS)
+    peer.keys = [new_signing_key()]
+    await ours.key_ring.keys_for(peer.name, ["ed25519:20"], ours.clock() + HOUR_MS)
+    ours.clock.advance(LONGEST_WAIT_FOR_NEW_KEYS_MS)
+
+    assert peer.keys[0].key_id in await ours.key_ring.keys_for(peer.name, [peer.keys[0].key_id], ours.clock())
 
 
 @pytest.mark.parametrize(
