@@ -17,7 +17,7 @@ from typing import Any, Final
 from homeserver.protocol.errors import BadSignature, ProtocolError
 from homeserver.protocol.event_hashes import reference_hash
 from homeserver.protocol.events import Pdu, parse_pdu
-from homeserver.protocol.identifiers import EventId, ServerName
+from homeserver.protocol.identifiers import EventId, RoomId, ServerName
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.signing import (
     ServerKeys,
@@ -26,6 +26,7 @@ from homeserver.protocol.signing import (
     signature_key_ids,
     verify_event_signatures,
 )
+from homeserver.protocol.strict_json import JsonObject
 from homeserver.services.server_keys import KeyRing
 from storage.database import Database
 from storage.events import stored_under
@@ -122,19 +123,9 @@ class PduGate:
         event_ids = [outcome.event_id for outcome in outcomes if isinstance(outcome, Pdu)]
         async with self.database.connection() as tx:
             stored = await stored_under(tx, event_ids)
-        known = {
-            event_id: (room_id, reference_hash(version, event))
-            for event_id, (room_id, event) in stored.items()
-        }
-        checked: list[Pdu | RefusedPdu] = []
-        for outcome in outcomes:
-            if isinstance(outcome, Pdu):
-                identity = outcome.room_id, reference_hash(version, outcome.json)
-                if known.setdefault(outcome.event_id, identity) != identity:
-                    checked.append(RefusedPdu(outcome.event_id, "another event has this ID"))
-                    continue
-            checked.append(outcome)
-        return checked
+        if len(outcomes) <= VERIFIED_HERE:
+            return _without_doubles(version, outcomes, stored)
+        return await asyncio.to_thread(_without_doubles, version, outcomes, stored)
 
     async def _keys(
         self, wanted: Mapping[ServerName, _Wanted], patience_s: float | None
@@ -173,6 +164,25 @@ class PduGate:
         except TimeoutError:
             log.info("the keys of %s take too long to be had", server_name)
         return keys
+
+
+def _without_doubles(
+    version: RoomVersion,
+    outcomes: Sequence[Pdu | RefusedPdu],
+    stored: Mapping[EventId, tuple[RoomId, JsonObject]],
+) -> list[Pdu | RefusedPdu]:
+    known = {
+        event_id: (room_id, reference_hash(version, event)) for event_id, (room_id, event) in stored.items()
+    }
+    checked: list[Pdu | RefusedPdu] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Pdu):
+            identity = outcome.room_id, reference_hash(version, outcome.json)
+            if known.setdefault(outcome.event_id, identity) != identity:
+                checked.append(RefusedPdu(outcome.event_id, "another event has this ID"))
+                continue
+        checked.append(outcome)
+    return checked
 
 
 def _parse(
