@@ -216,9 +216,9 @@ def deliveries(draw: st.DrawFn, version: RoomVersion, peer: Peer) -> list[Any]:
     for event_type in draw(st.lists(st.sampled_from(list(CONTENTS)), min_size=1, max_size=3)):
         built = unsigned(peer, event_type, version, **CONTENTS[event_type])
         event = sign_event(version, built.json, peer.name, peer.keys[0])
-        delivery.append(draw(st.just(event) | mutated(event)))
-        if draw(st.booleans()):
-            delivery[-1] = sealed(version, delivery[-1], peer.name, peer.keys[0])
+        changed = draw(mutated(event))
+        resealed = sealed(version, changed, peer.name, peer.keys[0])
+        delivery.append(draw(st.sampled_from([event, changed, resealed, resealed])))
     return draw(st.permutations(delivery))
 
 

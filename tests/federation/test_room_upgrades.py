@@ -88,7 +88,7 @@ async def test_users_of_another_server_follow_the_tombstone(
 
 @ALL_VERSIONS
 async def test_a_room_is_upgraded_from_a_server_that_joined_it(
-    here: RunningServer, there: RunningServer, alice: Client, bob: Client, version: str
+    here: RunningServer, alice: Client, bob: Client, version: str
 ) -> None:
     room_id = await shared_room(alice, bob, here, room_version=version)
     new_room_id = await upgrade(bob, room_id, version)
@@ -101,7 +101,7 @@ async def test_a_room_is_upgraded_from_a_server_that_joined_it(
 
 @ALL_VERSIONS
 async def test_two_servers_that_upgrade_a_room_at_once_agree_on_one_successor(
-    here: RunningServer, there: RunningServer, alice: Client, bob: Client, version: str
+    here: RunningServer, alice: Client, bob: Client, version: str
 ) -> None:
     room_id = await shared_room(alice, bob, here, room_version=version)
     answers = await asyncio.gather(ask(alice, room_id, version), ask(bob, room_id, version))
