@@ -5,6 +5,7 @@ Both are locks of the kernel on files (flock), so that a process that dies leave
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from homeserver.errors import LairError
 
 LOCK_FILE: Final = "postgres.lock"
 ATTACHED_FILE: Final = "postgres.attached"
+ORPHAN_PAUSES_S: Final = (0.02, 0.05, 0.1, 0.2, *([0.5] * 10))
 
 
 class DataFolderInUse(LairError):
@@ -37,17 +39,36 @@ class FileLock:
             self._descriptor = None
 
 
-def lock_data_folder(data_dir: Path) -> FileLock:
-    """Become the one who runs PostgreSQL in `data_dir`; raises DataFolderInUse with the pid of another."""
+async def lock_data_folder(data_dir: Path) -> FileLock:
+    """Become the one who runs PostgreSQL in `data_dir`; raises DataFolderInUse with the pid of another.
+
+    What a killed process had just begun to start has its lock for a moment longer: that is waited for.
+    """
     file = data_dir / LOCK_FILE
-    lock = _lock(file, fcntl.LOCK_EX)
-    if lock is None:
-        raise DataFolderInUse(
-            f"data_dir: {data_dir} is in use by another Lair Chat, process {file.read_text().strip()}; "
-            "stop that one first, or give this one a data_dir of its own"
-        )
-    file.write_text(f"{os.getpid()}\n")
-    return lock
+    for pause_s in (*ORPHAN_PAUSES_S, None):
+        lock = _lock(file, fcntl.LOCK_EX)
+        if lock is not None:
+            file.write_text(f"{os.getpid()}\n")
+            return lock
+        holder = file.read_text().strip()
+        if pause_s is None or _is_alive(holder):
+            break
+        await asyncio.sleep(pause_s)
+    raise DataFolderInUse(
+        f"data_dir: {data_dir} is in use by another Lair Chat, process {holder}; "
+        "stop that one first, or give this one a data_dir of its own"
+    )
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether a process is there, as far as this one can see."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, PermissionError):  # it is only about to write its number, or somebody else's
+        return True
+    return True
 
 
 def lock_as_user(data_dir: Path) -> FileLock | None:

@@ -94,7 +94,7 @@ class EmbeddedPostgres:
         wrong with the data folder or the machine.
         """
         make_data_dir(self.data_dir)
-        self._lock = lock_data_folder(self.data_dir)
+        self._lock = await lock_data_folder(self.data_dir)
         try:
             self._binaries, self._privileges = await self._choose()
             await stop_survivors(self._cluster)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import logging
 import os
 import subprocess
@@ -12,7 +14,13 @@ import asyncpg
 import pytest
 
 from storage.embedded.binaries import BinariesMissing, find_binaries
-from storage.embedded.data_folder_lock import DataFolderInUse, lock_as_user, lock_data_folder, lock_out_users
+from storage.embedded.data_folder_lock import (
+    LOCK_FILE,
+    DataFolderInUse,
+    lock_as_user,
+    lock_data_folder,
+    lock_out_users,
+)
 from storage.embedded.server_log import ServerLog
 from storage.embedded.socket_folder import NoSocketFolder, connection_url, temporary_parent
 
@@ -38,13 +46,38 @@ def test_every_version_in_the_wheel_is_found_the_newest_last(tmp_path: Path) -> 
     assert list(find_binaries(tmp_path)) == [9, 18, 19]
 
 
-def test_a_data_folder_has_one_lock_and_it_names_its_holder(tmp_path: Path) -> None:
-    lock = lock_data_folder(tmp_path)
+async def test_a_data_folder_has_one_lock_and_it_names_its_holder(tmp_path: Path) -> None:
+    lock = await lock_data_folder(tmp_path)
     with pytest.raises(DataFolderInUse, match=f"process {os.getpid()};"):
-        lock_data_folder(tmp_path)
+        await lock_data_folder(tmp_path)
     lock.release()
 
-    lock_data_folder(tmp_path).release()
+    (await lock_data_folder(tmp_path)).release()
+
+
+async def test_what_a_killed_holder_had_just_started_is_waited_for(tmp_path: Path) -> None:
+    """Between fork and exec it has all that its parent had open."""
+    ended = await asyncio.create_subprocess_exec("true")
+    await ended.wait()
+    file = tmp_path / LOCK_FILE
+    file.write_text(f"{ended.pid}\n")
+    with file.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        orphan = await asyncio.create_subprocess_exec(
+            "cat", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[held.fileno()]
+        )
+    with pytest.MonkeyPatch.context() as patched:
+        pauses: list[float] = []
+
+        async def pause(pause_s: float) -> None:
+            pauses.append(pause_s)
+            await orphan.communicate(b"")
+
+        patched.setattr(asyncio, "sleep", pause)
+        lock = await lock_data_folder(tmp_path)
+
+    assert len(pauses) == 1
+    lock.release()
 
 
 def test_commands_share_a_database_and_keep_it_from_being_stopped(tmp_path: Path) -> None:
