@@ -96,6 +96,6 @@ def _found(report: EventReport, one: ExpectedAuthEvent) -> str:
 def _verdict(report: EventReport) -> Iterator[str]:
     page = f"room version {report.version.version}"
     if report.refusal is None:
-        yield f"allowed: no rule of {page} refuses it"
+        yield f"allowed by rule {report.allowed_by} of {page}"
     else:
         yield f"refused by rule {report.refusal.rule} of {page}: {report.refusal.reason}"

@@ -17,19 +17,19 @@ from homeserver.protocol.power_levels import PowerLevels, check_power_levels
 from homeserver.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 
 
-def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> None:
+def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> str:
     """Check an event against a state: of its auth events, before it, or of now.
 
     `state` holds what `auth_state_keys` names; a key that is absent means that there is no such event. Its
     events are accepted ones of the event's room. Signatures, and the event's list of auth events
-    (`check_auth_events`), are checked elsewhere. Raises NotAllowed with the number of the rule that
-    refused the event on its version's page, and nothing else whatever the content.
+    (`check_auth_events`), are checked elsewhere. Returns the number, on its version's page, of the rule that
+    allows the event. Raises NotAllowed with that of the rule that refuses it, and nothing else whatever the
+    content.
     """
     if not version.strict_byte_limits and has_oversized_text(event):
         raise NotAllowed("size limits", "the type or the state key has more than 255 bytes")
     if event.type == "m.room.create":
-        _check_create(version, event)
-        return
+        return _check_create(version, event)
     create = _create_of_room(version, event, state)
     if create.content.get("m.federate") is False and server_in(event.sender) != server_in(create.sender):
         raise NotAllowed(
@@ -41,10 +41,9 @@ def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) 
             raise NotAllowed("4.1", "an aliases event needs a state_key")
         if event.state_key != server_in(event.sender):
             raise NotAllowed("4.2", f"{event.sender} cannot set the aliases of {event.state_key}")
-        return
+        return "4.3"
     if event.type == "m.room.member":
-        check_membership(version, event, state)
-        return
+        return check_membership(version, event, state)
     if membership_of(state, event.sender) != "join":
         raise NotAllowed(version.rule("5"), f"{event.sender} is not joined")
     previous = state.get(POWER_LEVELS)
@@ -55,7 +54,7 @@ def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) 
             raise NotAllowed(
                 version.rule("6.1"), f"{event.sender} has level {level}, and inviting takes {levels.invite}"
             )
-        return
+        return version.rule("6.1")
     required = levels.level_for_event(event.type, event.state_key is not None)
     if required > level:
         raise NotAllowed(
@@ -64,9 +63,10 @@ def check_auth(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) 
     if event.state_key is not None and event.state_key.startswith("@") and event.state_key != event.sender:
         raise NotAllowed(version.rule("8"), f"the state key {event.state_key} is not {event.sender}'s own")
     if event.type == "m.room.power_levels":
-        check_power_levels(version, event, create, previous)
+        return check_power_levels(version, event, create, previous)
     if event.type == "m.room.redaction" and version.redactions_need_power:
-        _check_redaction(event, levels)
+        return _check_redaction(event, levels)
+    return version.rule("10")
 
 
 def check_auth_events(
@@ -112,17 +112,17 @@ def check_against_auth_events(
     auth_events: Sequence[Pdu],
     rejected: Collection[EventId],
     create: Pdu | None,
-) -> None:
+) -> str:
     """Check an event against all that it names as its auth events: the list, and what it allows.
 
     `create`: the room's create event, as far as it is known. Where the room ID is made of it, no event names
-    it, but it counts all the same. Raises NotAllowed.
+    it, but it counts all the same. Returns the number of the rule that allows the event, raises NotAllowed.
     """
     check_auth_events(version, event, auth_events, rejected)
     state = {one.key: one for one in auth_events if one.state_key is not None}
     if version.room_id_is_create_hash and create is not None:
         state[CREATE] = create
-    check_auth(version, event, state)
+    return check_auth(version, event, state)
 
 
 def why_refused(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> str | None:
@@ -149,7 +149,7 @@ def why_refused_by_auth_events(
     return None
 
 
-def _check_create(version: RoomVersion, event: Pdu) -> None:
+def _check_create(version: RoomVersion, event: Pdu) -> str:
     if event.prev_events:
         raise NotAllowed(version.rule("1.1"), "a create event comes first, and this one has prev_events")
     if version.room_id_is_create_hash:
@@ -171,12 +171,13 @@ def _check_create(version: RoomVersion, event: Pdu) -> None:
         for user_id in additional:
             if not is_user_id(user_id):
                 raise NotAllowed("1.4", f"additional_creators names {user_id!r:.100}, which is not a user ID")
+    return version.rule("1.4")
 
 
-def _check_redaction(event: Pdu, levels: PowerLevels) -> None:
+def _check_redaction(event: Pdu, levels: PowerLevels) -> str:
     """Up to version 2 a redaction is refused unless it takes effect."""
     if levels.can_redact_others(event.sender):
-        return
+        return "11.1"
     redacts = event.json.get("redacts")
     if not isinstance(redacts, str) or server_in(redacts) != server_in(event.event_id):
         raise NotAllowed(
@@ -184,6 +185,7 @@ def _check_redaction(event: Pdu, levels: PowerLevels) -> None:
             f"{event.sender} has level {levels.user_level(event.sender)}, redacting takes {levels.redact}, "
             f"and {redacts!r:.100} is of another server",
         )
+    return "11.2"
 
 
 def _create_of_room(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> Pdu:

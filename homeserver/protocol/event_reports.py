@@ -45,12 +45,14 @@ class EventReport:
     """hashes.sha256, None where the event has no such hash."""
     has_valid_hash: bool
     is_redacted: bool
-    """The content hash is wrong, so `refusal` is about the redacted event."""
+    """The content hash is wrong, so the verdict is about the redacted event."""
     expected: tuple[ExpectedAuthEvent, ...]
     not_there: tuple[EventId, ...]
     """The auth events that it names and the document has not."""
     not_named: tuple[EventId, ...]
     """Those that the document has, and neither the event nor its room ID names: they do not count."""
+    allowed_by: str | None
+    """The rule that allows the event, as its version's page numbers it; None where it is refused."""
     refusal: NotAllowed | None
     """What refuses the event; None where it is allowed."""
 
@@ -80,9 +82,9 @@ def _report(version: RoomVersion, event: DocumentEvent, given: list[Pdu]) -> Eve
         names = tuple(event_id for event_id, one in by_id.items() if one is not create)
     own = [by_id[event_id] for event_id in names if event_id in by_id]
     counting = {one.event_id for one in own} | ({create.event_id} if create is not None else set())
+    allowed_by, refusal = None, None
     try:
-        refusal = None
-        check_against_auth_events(version, pdu, own, (), create)
+        allowed_by = check_against_auth_events(version, pdu, own, (), create)
     except NotAllowed as error:
         refusal = error
     computed_id, hash_of_content, claimed_hash = _hashes(version, event)
@@ -98,6 +100,7 @@ def _report(version: RoomVersion, event: DocumentEvent, given: list[Pdu]) -> Eve
         expected=_expected(version, pdu, given, counting),
         not_there=tuple(event_id for event_id in names if event_id not in by_id),
         not_named=tuple(event_id for event_id in by_id if event_id not in counting),
+        allowed_by=allowed_by,
         refusal=refusal,
     )
 

@@ -22,9 +22,10 @@ def membership_of(state: Mapping[StateKey, Pdu], user_id: str) -> object:
     return None if member is None else member.membership
 
 
-def check_membership(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> None:
-    """Check an m.room.member event against a state that holds the create event. Raises NotAllowed.
+def check_membership(version: RoomVersion, event: Pdu, state: Mapping[StateKey, Pdu]) -> str:
+    """Check an m.room.member event against a state that holds the create event.
 
+    Returns the number of the rule that allows it, raises NotAllowed with that of the one that refuses it.
     The signature by the server of the authorising user (rule 4.2.1) was verified with the event's other
     signatures: here that user must only be one.
     """
@@ -38,25 +39,25 @@ def check_membership(version: RoomVersion, event: Pdu, state: Mapping[StateKey, 
     levels = PowerLevels.of(version, state[CREATE], state.get(POWER_LEVELS))
     match event.membership:
         case "join":
-            _check_join(version, event, target, state, levels)
+            return _check_join(version, event, target, state, levels)
         case "invite":
-            _check_invite(version, event, target, state, levels)
+            return _check_invite(version, event, target, state, levels)
         case "leave":
-            _check_leave(version, event, target, state, levels)
+            return _check_leave(version, event, target, state, levels)
         case "ban":
-            _check_ban(version, event, target, state, levels)
+            return _check_ban(version, event, target, state, levels)
         case "knock" if version.knock_join_rules:
-            _check_knock(version, event, target, state)
+            return _check_knock(version, event, target, state)
         case other:
             raise NotAllowed(version.rule("4.8"), f"{other!r:.100} is not a membership")
 
 
 def _check_join(
     version: RoomVersion, event: Pdu, target: str, state: Mapping[StateKey, Pdu], levels: PowerLevels
-) -> None:
+) -> str:
     create = state[CREATE]
     if event.prev_events == (create.event_id,) and target in creators_of(version, create)[:1]:
-        return
+        return version.rule("4.3.1")
     if event.sender != target:
         raise NotAllowed(version.rule("4.3.2"), f"{event.sender} cannot join for {target}")
     membership = membership_of(state, event.sender)
@@ -64,19 +65,19 @@ def _check_join(
         raise NotAllowed(version.rule("4.3.3"), f"{event.sender} is banned")
     join_rule = _join_rule(state)
     if join_rule == "public":
-        return
+        return version.rule("4.3.6")
     is_expected = membership in ("invite", "join")
     if join_rule == "invite" or (join_rule == "knock" and "knock" in version.knock_join_rules):
         if is_expected:
-            return
+            return version.rule("4.3.4")
         raise NotAllowed(
             version.rule("4.3.7"), f"{event.sender} is not invited, and the join rule is {join_rule}"
         )
     if join_rule in version.restricted_join_rules:
         if is_expected:
-            return
+            return version.rule("4.3.5.1")
         _check_authoriser(version, event, state, levels)
-        return
+        return version.rule("4.3.5.3")
     raise NotAllowed(version.rule("4.3.7"), f"nobody can join under the join rule {join_rule!r:.100}")
 
 
@@ -99,10 +100,9 @@ def _check_authoriser(
 
 def _check_invite(
     version: RoomVersion, event: Pdu, target: str, state: Mapping[StateKey, Pdu], levels: PowerLevels
-) -> None:
+) -> str:
     if "third_party_invite" in event.content:
-        _check_third_party_invite(version, event, target, state)
-        return
+        return _check_third_party_invite(version, event, target, state)
     _check_sender_joined(version, "4.4.2", event, state)
     membership = membership_of(state, target)
     if membership in ("join", "ban"):
@@ -112,11 +112,12 @@ def _check_invite(
         raise NotAllowed(
             version.rule("4.4.5"), f"{event.sender} has level {level}, and inviting takes {levels.invite}"
         )
+    return version.rule("4.4.4")
 
 
 def _check_third_party_invite(
     version: RoomVersion, event: Pdu, target: str, state: Mapping[StateKey, Pdu]
-) -> None:
+) -> str:
     if membership_of(state, target) == "ban":
         raise NotAllowed(version.rule("4.4.1.1"), f"{target} is banned")
     invite = event.content["third_party_invite"]
@@ -139,18 +140,19 @@ def _check_third_party_invite(
         )
     if not is_signed_by_a_key_of(signed, issued.content):
         raise NotAllowed(version.rule("4.4.1.8"), "no key of the invitation fits any signature of signed")
+    return version.rule("4.4.1.7")
 
 
 def _check_leave(
     version: RoomVersion, event: Pdu, target: str, state: Mapping[StateKey, Pdu], levels: PowerLevels
-) -> None:
+) -> str:
     membership = membership_of(state, target)
     if event.sender == target:
         if membership not in ("invite", "join", "knock"):
             raise NotAllowed(
                 version.rule("4.5.1"), f"{target} cannot leave: the membership is {membership or 'leave'}"
             )
-        return
+        return version.rule("4.5.1")
     _check_sender_joined(version, "4.5.2", event, state)
     level = levels.user_level(event.sender)
     if membership == "ban" and level < levels.ban:
@@ -158,16 +160,18 @@ def _check_leave(
             version.rule("4.5.3"), f"{event.sender} has level {level}, and to unban takes {levels.ban}"
         )
     _check_outranks(version, "4.5.5", event, target, levels, levels.kick)
+    return version.rule("4.5.4")
 
 
 def _check_ban(
     version: RoomVersion, event: Pdu, target: str, state: Mapping[StateKey, Pdu], levels: PowerLevels
-) -> None:
+) -> str:
     _check_sender_joined(version, "4.6.1", event, state)
     _check_outranks(version, "4.6.3", event, target, levels, levels.ban)
+    return version.rule("4.6.2")
 
 
-def _check_knock(version: RoomVersion, event: Pdu, target: str, state: Mapping[StateKey, Pdu]) -> None:
+def _check_knock(version: RoomVersion, event: Pdu, target: str, state: Mapping[StateKey, Pdu]) -> str:
     join_rule = _join_rule(state)
     if join_rule not in version.knock_join_rules:
         raise NotAllowed(version.rule("4.7.1"), f"nobody can knock under the join rule {join_rule!r:.100}")
@@ -176,6 +180,7 @@ def _check_knock(version: RoomVersion, event: Pdu, target: str, state: Mapping[S
     membership = membership_of(state, target)
     if membership in ("ban", "invite", "join"):
         raise NotAllowed(version.rule("4.7.4"), f"{target} cannot knock: the membership is {membership}")
+    return version.rule("4.7.3")
 
 
 def _check_sender_joined(version: RoomVersion, rule: str, event: Pdu, state: Mapping[StateKey, Pdu]) -> None:

@@ -169,10 +169,11 @@ def parse_level(version: RoomVersion, value: object) -> int | None:
     return int(text) if _LEVEL_IN_A_STRING.match(text) else None
 
 
-def check_power_levels(version: RoomVersion, event: Pdu, create: Pdu, previous: Pdu | None) -> None:
+def check_power_levels(version: RoomVersion, event: Pdu, create: Pdu, previous: Pdu | None) -> str:
     """Check the content of an m.room.power_levels event against the one it replaces.
 
-    Raises NotAllowed: InvalidContent where no sender could set such levels.
+    Returns the number of the rule that allows it. Raises NotAllowed: InvalidContent where no sender could set
+    such levels.
     """
     old = {} if previous is None else previous.content
     _check_level_types(version, event.content, old)
@@ -180,9 +181,11 @@ def check_power_levels(version: RoomVersion, event: Pdu, create: Pdu, previous: 
         named = event.content.get("users", {}).keys() & creators_of(version, create)
         if named:
             raise InvalidContent("10.4", f"users names {min(named)}, a creator of the room")
-    if previous is not None:
-        sender_level = PowerLevels.of(version, create, previous).user_level(event.sender)
-        _check_level_changes(version, event, old, sender_level)
+    if previous is None:
+        return version.rule("9.4")
+    sender_level = PowerLevels.of(version, create, previous).user_level(event.sender)
+    _check_level_changes(version, event, old, sender_level)
+    return version.rule("9.10")
 
 
 def check_sent_power_levels(content: JsonObject) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -90,12 +91,17 @@ class RoomVersion:
 
     def rule(self, number: str) -> str:
         """The number, on this version's page, of the authorization rule that has `number` in version 11."""
-        prefix = number
-        while prefix:
-            if prefix in self.renumbered_rules:
-                return self.renumbered_rules[prefix] + number[len(prefix) :]
-            prefix = prefix.rpartition(".")[0]
-        return number
+        return _renumbered(self, number)
+
+
+@lru_cache(maxsize=2048)  # a number is told of every event that is checked
+def _renumbered(version: RoomVersion, number: str) -> str:
+    prefix = number
+    while prefix:
+        if prefix in version.renumbered_rules:
+            return version.renumbered_rules[prefix] + number[len(prefix) :]
+        prefix = prefix.rpartition(".")[0]
+    return number
 
 
 def _paths(*keys: str) -> ContentPaths:
@@ -112,8 +118,11 @@ def _keeping_more(
     return MappingProxyType(kept)
 
 
+_CREATE_RULES: Final = {"1.4": "1.5"}
+"""In every version but 11 there is one more rule on m.room.create."""
 _POWER_LEVEL_RULES: Final = {
     "9.3": "9.1", "9.4": "9.2", "9.5": "9.3", "9.6": "9.4", "9.7": "9.5", "9.8": "9.6", "9.9": "9.7",
+    "9.10": "9.8",
 }  # fmt: skip
 """Up to version 9 there is no rule on the other properties of m.room.power_levels."""
 _MEMBER_RULES: Final = {
@@ -122,9 +131,10 @@ _MEMBER_RULES: Final = {
 """Up to version 7 there are no restricted joins, ..."""
 _WITH_ALIASES: Final = MappingProxyType(
     {
+        **_CREATE_RULES,
         "4": "5", "4.3": "5.2", "4.3.6": "5.2.5", "4.3.7": "5.2.6", "4.4": "5.3", "4.5": "5.4", "4.6": "5.5",
         "4.8": "5.6", "5": "6", "6": "7", "7": "8", "8": "9", "9": "10", "9.3": "10.1", "9.4": "10.2",
-        "9.5": "10.3", "9.6": "10.4", "9.7": "10.5", "9.8": "10.6", "9.9": "10.7", "10": "11",
+        "9.5": "10.3", "9.6": "10.4", "9.7": "10.5", "9.8": "10.6", "9.9": "10.7", "9.10": "10.8", "10": "11",
     }
 )  # fmt: skip
 """... and up to version 5 rule 4 is that on m.room.aliases."""
@@ -192,14 +202,14 @@ _V6: Final = replace(
     aliases_of_servers=False,
     level_format=LevelFormat.STRINGS,
     guards_notifications=True,
-    renumbered_rules=MappingProxyType({**_POWER_LEVEL_RULES, **_MEMBER_RULES, "4.8": "4.6"}),
+    renumbered_rules=MappingProxyType({**_CREATE_RULES, **_POWER_LEVEL_RULES, **_MEMBER_RULES, "4.8": "4.6"}),
 )
 
 _V7: Final = replace(
     _V6,
     version="7",
     knock_join_rules=frozenset({"knock"}),
-    renumbered_rules=MappingProxyType({**_POWER_LEVEL_RULES, **_MEMBER_RULES, "4.8": "4.7"}),
+    renumbered_rules=MappingProxyType({**_CREATE_RULES, **_POWER_LEVEL_RULES, **_MEMBER_RULES, "4.8": "4.7"}),
 )
 
 _V8: Final = replace(
@@ -207,7 +217,7 @@ _V8: Final = replace(
     version="8",
     redaction_keeps_content=_keeping_more(_V7, {"m.room.join_rules": _paths("allow")}),
     restricted_join_rules=frozenset({"restricted"}),
-    renumbered_rules=MappingProxyType(_POWER_LEVEL_RULES),
+    renumbered_rules=MappingProxyType({**_CREATE_RULES, **_POWER_LEVEL_RULES}),
 )
 
 _V9: Final = replace(
@@ -222,7 +232,7 @@ _V10: Final = replace(
     knock_join_rules=frozenset({"knock", "knock_restricted"}),
     restricted_join_rules=frozenset({"restricted", "knock_restricted"}),
     level_format=LevelFormat.INTEGERS,
-    renumbered_rules=MappingProxyType({}),
+    renumbered_rules=MappingProxyType(_CREATE_RULES),
 )
 
 _V11: Final = replace(
@@ -245,6 +255,7 @@ _V11: Final = replace(
     ),
     redacts_in_content=True,
     creator_in_content=False,
+    renumbered_rules=MappingProxyType({}),
 )  # fmt: skip
 
 _V12: Final = replace(
@@ -255,9 +266,10 @@ _V12: Final = replace(
     privileged_creators=True,
     renumbered_rules=MappingProxyType(
         {
+            **_CREATE_RULES,
             "2": "3", "2.5": "3.4", "3": "4", "4": "5", "5": "6", "6": "7", "7": "8", "8": "9",
             "9": "10", "9.4": "10.5", "9.5": "10.6", "9.6": "10.7", "9.7": "10.8", "9.8": "10.9",
-            "9.9": "10.10", "10": "11",
+            "9.9": "10.10", "9.10": "10.11", "10": "11",
         }
     ),
 )  # fmt: skip

@@ -62,6 +62,7 @@ def test_an_event_is_judged_by_its_auth_events(version: RoomVersion) -> None:
     report = report_on_event(document_on(room))
 
     assert (report.refusal, report.not_there, report.not_named) == (None, (), ())
+    assert report.allowed_by == {"11": "10", "12": "11"}[version.version]
     assert auth_events_of(report) == [
         ("m.room.create", "", "$create", True),
         ("m.room.power_levels", "", "$levels", True),
@@ -75,7 +76,7 @@ def test_the_rule_that_refuses_it_is_named_as_the_version_numbers_it(version: Ro
     room.add("$name", "m.room.name", CARL, "", {"name": "mine"})
     report = report_on_event(document_on(room))
 
-    assert report.refusal is not None
+    assert report.refusal is not None and report.allowed_by is None
     assert report.refusal.rule == {"11": "5", "12": "6"}[version.version]
     assert report.refusal.reason == f"{CARL} is not joined"
     assert auth_events_of(report)[2] == ("m.room.member", CARL, None, False)
