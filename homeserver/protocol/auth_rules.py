@@ -74,6 +74,7 @@ def check_auth_events(
 ) -> None:
     """Check that the events which an event names as its auth events are such as it may name.
 
+    For any event but a create event: the rule on these comes first and leaves nothing to decide.
     `auth_events`: the events that event.auth_events names. `rejected`: those among them that were rejected.
     An auth event that it should name and does not leaves the decision to `check_auth`; only the create
     event must be there up to version 11. Raises NotAllowed.
@@ -116,9 +117,11 @@ def check_against_auth_events(
     """Check an event against all that it names as its auth events: the list, and what it allows.
 
     `create`: the room's create event, as far as it is known. Where the room ID is made of it, no event names
-    it, but it counts all the same. Returns the number of the rule that allows the event, raises NotAllowed.
+    it, but it counts all the same. A create event is judged without any of them. Returns the number of the
+    rule that allows the event, raises NotAllowed.
     """
-    check_auth_events(version, event, auth_events, rejected)
+    if event.type != "m.room.create":
+        check_auth_events(version, event, auth_events, rejected)
     state = {one.key: one for one in auth_events if one.state_key is not None}
     if version.room_id_is_create_hash and create is not None:
         state[CREATE] = create

@@ -151,7 +151,8 @@ class _Room:
         if len(states) > 1:
             overlays = [one.overlay(state.base) for one in states]
             conflicts = find_overlay_conflicts(self.version, state.base, overlays, self.graph)
-            # Which events were rejected need not be told: no accepted event has one in its auth chain.
+            # Which events were rejected need not be told: no accepted event but the create event names one,
+            # and what that stands on is in the auth chains of all states.
             changes = resolve_conflicts(self.version, conflicts, self.events, self.graph, absent=self.absent)
             state = _State(state.base, {}).changed(changes)
             self.joined[together] = state

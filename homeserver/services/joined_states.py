@@ -116,6 +116,8 @@ def check_joined_state(
             state.setdefault(pdu.key, accepted[pdu.event_id])
     if CREATE not in state or state[CREATE].event_id != create.event_id:
         raise InvalidEvent("the create event is refused")
+    if not accepted.keys() >= set(create.auth_events):
+        raise InvalidEvent("the create event names events that are refused")
     _check_join(version, join, state, accepted)
     roots = [*(pdu.event_id for pdu in state.values()), *join.auth_events]
     needed = _with_auth_chains(roots, accepted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any, Final
+from uuid import uuid4
 
 import pytest
 
@@ -12,6 +13,8 @@ from homeserver.errors import Unavailable
 from homeserver.protocol.auth_events import AUTHORISER, CREATE
 from homeserver.protocol.event_hashes import decode_event_id, encode_event_id
 from homeserver.protocol.events import Pdu
+from homeserver.protocol.identifiers import RoomId
+from homeserver.protocol.room_versions import room_version
 from homeserver.protocol.signing import sign_event
 from homeserver.protocol.strict_json import JsonObject
 from homeserver.services import join_handshakes, remote_joins
@@ -873,6 +876,22 @@ async def test_an_event_that_was_rejected_before_does_not_come_in_with_a_state(
 
     assert await state_of(alice, room, "m.room.topic") is None
     assert await members(alice, room) == {tea, alice.user_id}
+
+
+async def test_a_room_whose_create_event_names_a_refused_event_is_not_joined(
+    here: RunningServer, peer: Peer, alice: Client
+) -> None:
+    tea = user_of(peer, "tea")
+    room = PlayedRoom(room_version("11"), [peer], RoomId(f"!{uuid4().hex}:{peer.name}"))
+    join = {"membership": "join"}
+    refused = room.event(tea, "m.room.member", join, tea, prev=[], auth=[], rejected=True)
+    room.event(tea, "m.room.create", {"room_version": "11"}, "", prev=[], auth=[refused])
+    room.event(tea, "m.room.member", join, tea)
+    room.event(tea, "m.room.join_rules", {"join_rule": "public"}, "")
+    room.serve()
+
+    assert (await join_by(alice, room.room_id, peer.name)).error == NO_ANSWER
+    assert await members(alice, room) == set()
 
 
 # -- coming back
