@@ -120,11 +120,13 @@ def check_against_auth_events(
     it, but it counts all the same. A create event is judged without any of them. Returns the number of the
     rule that allows the event, raises NotAllowed.
     """
-    if event.type != "m.room.create":
-        check_auth_events(version, event, auth_events, rejected)
     state = {one.key: one for one in auth_events if one.state_key is not None}
     if version.room_id_is_create_hash and create is not None:
         state[CREATE] = create
+    if event.type != "m.room.create":
+        if version.room_id_is_create_hash:  # the rule on the room ID comes before that on the list
+            _create_of_room(version, event, state)
+        check_auth_events(version, event, auth_events, rejected)
     return check_auth(version, event, state)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from homeserver.protocol.auth_events import auth_state_keys, select_auth_events
-from homeserver.protocol.auth_rules import check_against_auth_events, check_auth_events
+from homeserver.protocol.auth_rules import (
+    check_against_auth_events,
+    check_auth_events,
+    why_refused_by_auth_events,
+)
 from homeserver.protocol.errors import NotAllowed
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId
@@ -180,3 +184,13 @@ def test_sec_auth_2_all_entries_are_of_the_same_room(version: RoomVersion, rule:
     auth_events[-1] = other.state[of(BOB)]
 
     assert refusing_rule(room, message(BOB), auth_events) == rule
+
+
+@pytest.mark.invariant("SEC-AUTH-2")
+def test_sec_auth_2_in_version_12_the_room_id_is_looked_at_before_the_list() -> None:
+    room, other = Room.with_members(V12), Room.with_members(V12)
+    event, twice = room.event(message(BOB)), [other.state[of(BOB)]] * 2
+
+    for create, rule in ((None, "2"), (other.create, "2"), (room.create, "3.1")):
+        why = why_refused_by_auth_events(V12, event, twice, (), create)
+        assert why is not None and why.endswith(f"(rule {rule})")
