@@ -159,17 +159,25 @@ def _in_room(event: DocumentEvent, room_id: RoomId) -> DocumentEvent:
 
 
 def with_depths(events: Sequence[DocumentEvent]) -> list[DocumentEvent]:
-    """The same events, those without a depth one deeper than their prev_events.
+    """The same events, those without a depth one deeper than their prev_events, in whatever order they are.
 
-    Events come after those of their prev_events that are to be regarded.
+    A previous event that is not among them counts as 0, and so does one in each circle.
     """
-    depths: dict[EventId, int] = {}
-    deep = []
-    for event in events:
-        pdu = event.pdu
-        if "depth" not in event.source:
-            below = max((depths.get(event_id, 0) for event_id in pdu.prev_events), default=0)
-            pdu = replace(pdu, depth=min(below + 1, MAX_INTEGER))
-        depths[pdu.event_id] = pdu.depth
-        deep.append(replace(event, pdu=pdu))
-    return deep
+    depths = {event.pdu.event_id: event.pdu.depth for event in events if "depth" in event.source}
+    below = {
+        event.pdu.event_id: event.pdu.prev_events for event in events if event.pdu.event_id not in depths
+    }
+    entered: set[EventId] = set()
+    for start in sorted(below):  # where a circle is broken depends on where it is entered
+        stack = [start]
+        while stack:
+            event_id = stack[-1]
+            if event_id in depths:
+                stack.pop()
+            elif event_id in entered:
+                deepest = max((depths.get(one, 0) for one in below[event_id]), default=0)
+                depths[event_id] = min(deepest + 1, MAX_INTEGER)
+            else:
+                entered.add(event_id)
+                stack.extend(one for one in below[event_id] if one in below and one not in entered)
+    return [replace(event, pdu=replace(event.pdu, depth=depths[event.pdu.event_id])) for event in events]

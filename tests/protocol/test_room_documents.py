@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any, Final
@@ -117,6 +118,38 @@ def test_a_missing_depth_is_one_more_than_that_of_the_previous_events() -> None:
     assert [event.depth for event in read_room(document).events.values()] == [
         1, 2, 3, 40, 41, 42, MAX_INTEGER, MAX_INTEGER,
     ]  # fmt: skip
+
+
+@given(st.permutations(range(7)))
+def test_with_state_sets_a_missing_depth_does_not_depend_on_the_order_of_the_listing(
+    order: list[int],
+) -> None:
+    """$topic and $message are in a circle, on which $later builds."""
+    document = document_of(V11, state_sets=[])
+    events = document["events"]
+    events[2]["prev_events"].append("$lost")
+    events[5]["prev_events"].append("$message")
+    events[0] |= {"prev_events": [], "depth": 7}
+    later = {**events[6], "event_id": "$later", "prev_events": ["$message"]}
+    document["events"] = [later, *(events[index] for index in order)]
+
+    assert {event_id: event.depth for event_id, event in read_room(document).events.items()} == {
+        "$create": 7, "$alice": 8, "$levels": 9, "$rules": 10, "$bob": 11, "$topic": 12, "$message": 13,
+        "$later": 14,
+    }  # fmt: skip
+
+
+@pytest.mark.invariant("SEC-RES-1")
+def test_sec_res_1_missing_depths_of_a_long_circle_need_no_recursion() -> None:
+    room = DocumentRoom(V11)
+    room.start()
+    length = 3 * sys.getrecursionlimit()
+    for number in range(length):
+        room.add(f"${number:06}", "m.room.message", ALICE)
+    document = changed(room.document(state_sets=[]), ["events", 5, "prev_events"], [f"${length - 1:06}"])
+    document["events"].reverse()
+
+    assert read_room(document).events[EventId("$000000")].depth == length
 
 
 @both_versions
