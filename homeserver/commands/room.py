@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 
 from homeserver.commands.command_parser import Subparsers
 from homeserver.commands.documents import add_document, judge_document, printable
-from homeserver.protocol.room_documents import read_room
-from homeserver.protocol.room_replay import replay
+from homeserver.protocol.identifiers import EventId
+from homeserver.protocol.room_documents import RoomDocument, read_room
+from homeserver.protocol.room_replay import Refusal, replay
 from homeserver.protocol.state_resolution import StateMap, resolve
 from homeserver.protocol.strict_json import JsonObject
 
@@ -35,17 +37,17 @@ def resolve_room(arguments: argparse.Namespace) -> int:
 
 def _resolve(document: JsonObject) -> int:
     room = read_room(document)
-    notes = list(room.notes)
     state: StateMap
+    refused: Mapping[EventId, Refusal]
     if room.state_sets is not None:
-        state = resolve(room.version, room.state_sets, room.events, absent=room.absent)
+        state, refused = _resolve_sets(room, room.state_sets)
     else:
         replayed = replay(room.version, room.events, absent=room.absent)
-        state = replayed.state
-        notes += [
-            f"{room.places[event_id]}: {event_id} is refused by {refusal.by}: {refusal.why}"
-            for event_id, refusal in replayed.refused.items()
-        ]
+        state, refused = replayed.state, replayed.refused
+    notes = room.notes + [
+        f"{room.places[event_id]}: {event_id} is refused by {refusal.by}: {refusal.why}"
+        for event_id, refusal in refused.items()
+    ]
     for note in notes:
         print(printable(note), file=sys.stderr)
     by_type: dict[str, dict[str, str]] = {}
@@ -53,3 +55,13 @@ def _resolve(document: JsonObject) -> int:
         by_type.setdefault(event_type, {})[state_key] = event_id
     print(json.dumps(by_type, indent=2, sort_keys=True))
     return 0
+
+
+def _resolve_sets(
+    room: RoomDocument, state_sets: Sequence[StateMap]
+) -> tuple[StateMap, Mapping[EventId, Refusal]]:
+    """The resolved state, and what was refused and is not in it."""
+    why: dict[EventId, str] = {}
+    state = resolve(room.version, state_sets, room.events, absent=room.absent, refused=why)
+    left_out = why.keys() - state.values()
+    return state, {one: Refusal("the resolution", why[one]) for one in room.events if one in left_out}

@@ -16,12 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeserver.__main__ import main
+from homeserver.protocol.room_versions import RoomVersion, room_version
 from homeserver.protocol.strict_json import JsonObject
-from tests.protocol.room_documents import ALICE, BOB, DocumentRoom
+from tests.protocol.room_documents import ALICE, BOB, CARL, DocumentRoom
 from tests.protocol.rooms import V11, V12
 from tests.protocol.state_vectors import for_each_vector
 from tests.strategies import ROOM_VERSIONS
 
+V1 = room_version("1")
 Resolve = Callable[[Any], "tuple[int, str, str]"]
 
 
@@ -93,10 +95,69 @@ def test_state_sets_are_resolved(resolve: Resolve) -> None:
     document = forked_room().document(state_sets=[[*before, "$ban"], [*before, "$bob", "$topic"]])
     code, out, err = resolve(document)
 
-    assert (code, err) == (0, "")
+    assert code == 0
     assert json.loads(out)["m.room.member"] == {ALICE: "$alice", BOB: "$ban"}
     assert "m.room.topic" not in json.loads(out)
+    assert err == "events[6]: $topic is refused by the resolution: @bob:test is not joined (rule 6)\n"
     assert resolve({**document, "state_sets": []}) == (0, "{}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("version", "other_room", "not_joined"),
+    [
+        (V1, "the create event is of the room !room:test (rule 2.5)", "6"),
+        (V11, "it is of the room !other:test (rule 2.5)", "5"),
+        (V12, "it is of the room !other:test (rule 2)", "6"),
+    ],
+)
+def test_who_is_left_out_of_state_sets_is_told(
+    version: RoomVersion, other_room: str, not_joined: str, resolve: Resolve
+) -> None:
+    room = DocumentRoom(version)
+    room.start()
+    room.add("$topic", "m.room.topic", BOB, "", {"topic": "tea"})
+    room.add("$name", "m.room.name", BOB, "", {"name": "tea"})
+    room.add("$stranger", "m.room.topic", CARL, "", {"topic": "mine"})
+    room.add("$strange", "m.room.name", ALICE, "", {"name": "mine"})["room_id"] = "!other:test"
+    members = ["$create", "$alice", "$levels", "$rules", "$bob"]
+    state_sets = [[*members, "$topic", "$name"], [*members, "$stranger", "$strange"]]
+    code, out, err = resolve(room.document(state_sets=state_sets))
+
+    assert code == 0
+    assert {"$topic", "$name"} <= {event_id for ids in json.loads(out).values() for event_id in ids.values()}
+    assert err.splitlines() == [
+        f"events[7]: $stranger is refused by the resolution: {CARL} is not joined (rule {not_joined})",
+        f"events[8]: $strange is refused by the resolution: {other_room}",
+    ]
+
+
+def test_who_is_in_the_state_is_not_said_to_be_left_out(resolve: Resolve) -> None:
+    """Version 1 takes the older of two topics where neither is allowed."""
+    room = DocumentRoom(V1)
+    room.start()
+    room.add("$old", "m.room.topic", CARL, "", {"topic": "old"})
+    room.add("$new", "m.room.topic", CARL, "", {"topic": "new"})
+    members = ["$create", "$alice", "$levels", "$rules", "$bob"]
+    _, out, err = resolve(room.document(state_sets=[[*members, "$old"], [*members, "$new"]]))
+
+    assert json.loads(out)["m.room.topic"] == {"": "$old"}
+    assert err == f"events[6]: $new is refused by the resolution: {CARL} is not joined (rule 6)\n"
+
+
+def test_version_1_leaves_out_the_members_after_one_that_is_refused(resolve: Resolve) -> None:
+    room = DocumentRoom(V1)
+    room.start()
+    room.add("$ban", "m.room.member", ALICE, BOB, {"membership": "ban"})
+    room.add("$back", "m.room.member", BOB, BOB, {"membership": "join"})
+    room.add("$left", "m.room.member", BOB, BOB, {"membership": "leave"})
+    state_sets = [["$create", "$alice", "$levels", "$rules", one] for one in ("$ban", "$back", "$left")]
+    _, out, err = resolve(room.document(state_sets=state_sets))
+
+    assert json.loads(out)["m.room.member"][BOB] == "$ban"
+    assert err.splitlines() == [
+        f"events[6]: $back is refused by the resolution: {BOB} is banned (rule 5.2.3)",
+        "events[7]: $left is refused by the resolution: $back, which comes before it, is refused",
+    ]
 
 
 def test_a_room_version_is_looked_for_in_the_create_event(resolve: Resolve) -> None:

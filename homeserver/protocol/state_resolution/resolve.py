@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeAlias
 
 from homeserver.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS, auth_state_keys
-from homeserver.protocol.auth_rules import check_auth
+from homeserver.protocol.auth_rules import why_refused
 from homeserver.protocol.errors import MissingEvents, NotAllowed
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.identifiers import EventId, create_event_id
@@ -38,12 +38,14 @@ def resolve(
     *,
     rejected: Container[EventId] = (),
     absent: Container[EventId] = (),
+    refused: dict[EventId, str] | None = None,
 ) -> dict[StateKey, EventId]:
     """Merge the states of a room's forks into the one state all servers arrive at.
 
     `states`: one map per fork, (event type, state key) -> event ID.
     `events`: all events of the states and their auth chains; MissingEvents names those that are not there,
-    unless they are in `absent`: what nobody can supply is left out. `rejected`: see `resolve_conflicts`.
+    unless they are in `absent`: what nobody can supply is left out. `rejected`, `refused`: see
+    `resolve_conflicts`.
     Source: Room Version 12, "State resolution".
     """
     if not states:
@@ -61,7 +63,9 @@ def resolve(
     if missing:
         raise MissingEvents(missing)
     conflicts = find_overlay_conflicts(version, states[0], overlays, graph)
-    changes = resolve_conflicts(version, conflicts, events, graph, rejected=rejected, absent=absent)
+    changes = resolve_conflicts(
+        version, conflicts, events, graph, rejected=rejected, absent=absent, refused=refused
+    )
     for key, event_id in changes.items():
         if event_id is None:
             resolved.pop(key, None)
@@ -78,6 +82,7 @@ def resolve_conflicts(
     *,
     rejected: Container[Ref] = (),
     absent: Container[Ref] = (),
+    refused: dict[Ref, str] | None = None,
 ) -> dict[StateKey, Ref | None]:
     """Decide the conflicts: what the resolved state has other than `conflicts.base`.
 
@@ -92,10 +97,14 @@ def resolve_conflicts(
     were rejected on account of their auth events. The specification lets an event that was rejected only by
     the state before it still win; a server for which rejected is rejected for ever names it here too.
     Source: "Rejected events".
+
+    `refused` is filled with what the rules refuse here, and why. The resolved state may have such an event
+    all the same, where all forks have it, or where version 1 has to take one.
     """
+    refused = {} if refused is None else refused
     if version.state_resolution is StateResolution.V1:
-        return _changes(conflicts, ReplayV1(version, conflicts, events, rejected, absent).settle())
-    return _changes(conflicts, _Replay(version, conflicts, events, graph, rejected, absent).replay())
+        return _changes(conflicts, ReplayV1(version, conflicts, events, rejected, absent, refused).settle())
+    return _changes(conflicts, _Replay(version, conflicts, events, graph, rejected, absent, refused).replay())
 
 
 def _changes(conflicts: Conflicts[Ref], state: Mapping[StateKey, Ref]) -> dict[StateKey, Ref | None]:
@@ -117,6 +126,7 @@ class _Replay(Generic[Ref]):
     graph: AuthGraph[Ref]
     rejected: Container[Ref]
     absent: Container[Ref]
+    refused: dict[Ref, str]
     state: dict[StateKey, Ref] = field(default_factory=dict)
     """What was applied: on top of the unconflicted state map in version 2, of nothing in version 2.1."""
     keys_read: dict[Ref, list[StateKey]] = field(default_factory=dict)
@@ -170,6 +180,9 @@ class _Replay(Generic[Ref]):
     def _replay(self) -> None:
         graph, events = self.graph, self.events
         full = {ref for ref in self.keys_read if self._belongs(events[ref])}
+        rule = "2" if self.version.room_id_is_create_hash else self.version.rule("2.5")
+        for ref in self.keys_read.keys() - full:
+            self.refused[ref] = str(NotAllowed(rule, f"it is of the room {events[ref].room_id}"))
         first = conflicted_below((ref for ref in full if is_power_event(events[ref])), full, graph)
         levels = {ref: self._sender_level(ref) for ref in first}
         self._apply(power_order(first, graph, events, levels))
@@ -182,11 +195,11 @@ class _Replay(Generic[Ref]):
             event = self.events[ref]
             if ref in self.rejected or event.state_key is None:
                 continue
-            try:
-                check_auth(self.version, event, self._state_read_for(ref))
-            except NotAllowed:
-                continue
-            self.state[event.key] = ref
+            why = why_refused(self.version, event, self._state_read_for(ref))
+            if why is None:
+                self.state[event.key] = ref
+            else:
+                self.refused[ref] = why
 
     def _state_read_for(self, ref: Ref) -> dict[StateKey, Pdu]:
         """What the auth rules read: the state so far, and for keys it lacks the event's own auth events."""

@@ -11,8 +11,8 @@ from hashlib import sha1
 from typing import Final, Generic, TypeAlias
 
 from homeserver.protocol.auth_events import CREATE, POWER_LEVELS, auth_state_keys
-from homeserver.protocol.auth_rules import check_auth
-from homeserver.protocol.errors import MissingEvents, NotAllowed
+from homeserver.protocol.auth_rules import why_refused
+from homeserver.protocol.errors import MissingEvents
 from homeserver.protocol.events import Pdu, StateKey
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.state_resolution.auth_graph import Ref
@@ -37,6 +37,7 @@ class ReplayV1(Generic[Ref]):
     events: Mapping[Ref, Pdu]
     rejected: Container[Ref]
     absent: Container[Ref]
+    refused: dict[Ref, str]
     state: dict[StateKey, Ref] = field(default_factory=dict)
 
     def settle(self) -> dict[StateKey, Ref]:
@@ -72,8 +73,10 @@ class ReplayV1(Generic[Ref]):
     def _last_of_allowed(self, refs: list[Ref]) -> Ref:
         """Each event on top of the one before it, until the rules refuse one."""
         chosen = refs[0]
-        for ref in refs[1:]:
+        for index, ref in enumerate(refs[1:], 2):
             if not self._is_allowed(ref, chosen):
+                why = f"{self.events[ref].event_id}, which comes before it, is refused"
+                self.refused.update(dict.fromkeys(refs[index:], why))
                 break
             chosen = ref
         return chosen
@@ -92,11 +95,10 @@ class ReplayV1(Generic[Ref]):
                 read[key] = self.events[current]
         if before is not None:
             read[self.events[before].key] = self.events[before]
-        try:
-            check_auth(self.version, event, read)
-        except NotAllowed:
-            return False
-        return True
+        why = why_refused(self.version, event, read)
+        if why is not None:
+            self.refused[ref] = why
+        return why is None
 
     def _current(self, key: StateKey) -> Ref | None:
         return self.state[key] if key in self.state else self.conflicts.unconflicted(key)
