@@ -103,8 +103,8 @@ class _Room:
     """The state after an event, as long as one is to come that needs it."""
     to_come: Counter[EventId] = field(default_factory=Counter)
     """How many events are to come that have an event among their prev_events."""
-    joined: dict[frozenset[EventId], _State] = field(default_factory=dict)
-    """The state before events that have these prev_events, which several may have."""
+    joined: dict[frozenset[_State], _State] = field(default_factory=dict)
+    """What states were resolved to: long forks may meet often without a change of either state."""
     covered: set[EventId] = field(default_factory=set)
     """The events on which accepted ones build, with nothing but rejected ones in between."""
 
@@ -141,22 +141,26 @@ class _Room:
 
     def _state_before(self, prev_events: Sequence[EventId]) -> _State:
         """The resolved state of those after the previous events."""
-        together = frozenset(prev_events)
-        if together in self.joined:
-            return self.joined[together]
-        states = list({id(state): state for state in (self.after[one] for one in prev_events)}.values())
-        if not states:
-            return _State({}, {})
-        state = states[0]
-        if len(states) > 1:
-            overlays = [one.overlay(state.base) for one in states]
-            conflicts = find_overlay_conflicts(self.version, state.base, overlays, self.graph)
-            # Which events were rejected need not be told: no accepted event but the create event names one,
-            # and what that stands on is in the auth chains of all states.
-            changes = resolve_conflicts(self.version, conflicts, self.events, self.graph, absent=self.absent)
-            state = _State(state.base, {}).changed(changes)
-            self.joined[together] = state
-        return state
+        states = list(dict.fromkeys(self.after[one] for one in prev_events))
+        if len(states) < 2:
+            return states[0] if states else _State({}, {})
+        together = frozenset(states)
+        if together not in self.joined:
+            self.joined[together] = self._resolve(states)
+        return self.joined[together]
+
+    def _resolve(self, states: Sequence[_State]) -> _State:
+        """The resolved state; where it is as one of the states, that one, so that it is known again."""
+        base = states[0].base
+        overlays = [state.overlay(base) for state in states]
+        conflicts = find_overlay_conflicts(self.version, base, overlays, self.graph)
+        # Which events were rejected need not be told: no accepted event but the create event names one,
+        # and what that stands on is in the auth chains of all states.
+        changes = resolve_conflicts(self.version, conflicts, self.events, self.graph, absent=self.absent)
+        for state, overlay in zip(states, overlays, strict=True):
+            if overlay == changes:
+                return state
+        return _State(base, {}).changed(changes)
 
     def _why_refused(self, event: Pdu, before: _State) -> Refusal | None:
         auth_events = [self.events[one] for one in event.auth_events if one in self.events]

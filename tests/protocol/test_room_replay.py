@@ -7,11 +7,13 @@ import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from homeserver.protocol import room_replay
 from homeserver.protocol.auth_events import CREATE, auth_state_keys, select_auth_events
 from homeserver.protocol.auth_rules import check_against_auth_events, check_auth
 from homeserver.protocol.errors import NotAllowed
@@ -20,7 +22,7 @@ from homeserver.protocol.identifiers import EventId
 from homeserver.protocol.room_documents import read_room
 from homeserver.protocol.room_replay import Replay, replay
 from homeserver.protocol.room_versions import RoomVersion
-from homeserver.protocol.state_resolution import resolve
+from homeserver.protocol.state_resolution import resolve, resolve_conflicts
 from homeserver.protocol.strict_json import JsonObject
 from tests.protocol.room_documents import ALICE, BOB, CARL, DocumentRoom, both_versions
 from tests.protocol.rooms import V11, Draft, make_event
@@ -215,6 +217,36 @@ def test_sec_res_2_many_forks_of_a_big_room_share_its_state() -> None:
     assert len(result.state) == 3005
     assert result.extremities == ("$end",)
     assert peak_bytes < 20 * 2**20
+
+
+@pytest.mark.invariant("SEC-RES-2")
+@pytest.mark.parametrize("way", ["beside each other", "into one"])
+def test_sec_res_2_forks_that_meet_often_are_resolved_once(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages follow in two forks that differ in their state: each meeting is of the same two states."""
+    resolutions = 0
+
+    def counting(*arguments: Any, **options: Any) -> dict[StateKey, EventId | None]:
+        nonlocal resolutions
+        resolutions += 1
+        return resolve_conflicts(*arguments, **options)
+
+    monkeypatch.setattr(room_replay, "resolve_conflicts", counting)
+    room = started(V11)
+    left, right = "$name", "$right"
+    room.add("$left", "m.room.topic", ALICE, "", {"topic": "tea"})
+    room.add(left, "m.room.name", ALICE, "", {"name": "tea"})
+    room.add(right, "m.room.topic", BOB, "", {"topic": "coffee"}, after=["$bob"])
+    for number in range(20):
+        room.add(f"$right{number}", "m.room.message", BOB, after=[right])
+        room.add(f"$left{number}", "m.room.message", ALICE, after=[left])
+        left, right = f"$left{number}", f"$right{number}"
+        room.add(f"$join{number}", "m.room.message", ALICE, after=[left, right])
+        if way == "into one":
+            left = f"$join{number}"
+    result = replayed(room)
+
+    assert (result.state["m.room.topic", ""], result.state["m.room.name", ""]) == ("$right", "$name")
+    assert resolutions == (1 if way == "beside each other" else 2)
 
 
 # --- Word by word
