@@ -1,7 +1,7 @@
 """The program lair-chat, which is also `python -m homeserver`.
 
 Exit codes: 0 done; 1 failed, with a text on standard error; 2 wrong usage, configuration or document;
-130 interrupted.
+3 the answer on a document cannot be written; 130 interrupted.
 """
 
 from __future__ import annotations

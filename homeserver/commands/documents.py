@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,17 +20,28 @@ def add_document(parser: CommandParser) -> None:
 
 
 def judge_document(arguments: argparse.Namespace, judge: Callable[[JsonObject], int]) -> int:
-    """The exit code of a function of the document; 2 where that cannot be read, or says nothing."""
-    name: str = arguments.file
+    """The exit code of a function that prints what it makes of the document.
+
+    It is 2 where the document cannot be read, or says nothing, and 3 where the answer cannot be written.
+    """
+    name: str = "standard input" if arguments.file == "-" else arguments.file
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return judge(parse_document(data))
+        data = sys.stdin.buffer.read() if arguments.file == "-" else Path(name).read_bytes()
     except OSError as error:
         print(f"lair-chat: {name} cannot be read ({error.strerror})", file=sys.stderr)
+        return 2
+    try:
+        code = judge(parse_document(data))
+        print(end="", flush=True)
     except BadDocument as error:
-        name = "standard input" if name == "-" else name
         print(f"lair-chat: {name}: {printable(str(error))}", file=sys.stderr)
-    return 2
+        return 2
+    except OSError as error:
+        print(f"lair-chat: the answer cannot be written ({error.strerror})", file=sys.stderr)
+        # At the end Python flushes what is left, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 3
+    return code
 
 
 def printable(text: str) -> str:

@@ -211,6 +211,29 @@ def test_a_file_that_cannot_be_read_is_exit_code_2(
     )
 
 
+@pytest.mark.parametrize("members", [0, 3000])
+def test_an_answer_that_cannot_be_written_is_exit_code_3(members: int) -> None:
+    """A short answer is written when all is said, a long one fails before."""
+    room = forked_room()
+    for number in range(members):
+        user = f"@user{number}:test"
+        room.add(f"${number}", "m.room.member", user, user, {"membership": "join"})
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "homeserver", "room", "resolve", "-"],
+            input=json.dumps(room.document()),
+            cwd=Path(__file__).parents[2],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert done.stderr == "lair-chat: the answer cannot be written (No space left on device)\n"
+    assert done.returncode == 3
+
+
 def test_no_text_of_an_event_reaches_the_terminal_as_it_is(resolve: Resolve) -> None:
     room = forked_room()
     room.add("$\x1b[2J", "m.room.topic", BOB, "\x07é", {})
