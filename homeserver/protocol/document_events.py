@@ -20,6 +20,9 @@ from homeserver.protocol.identifiers import EventId, RoomId, UserId
 from homeserver.protocol.room_versions import RoomVersion
 from homeserver.protocol.strict_json import JsonObject
 
+CREATE_EVENT: Final = 'create event (m.room.create with the state_key "")'
+"""What it is, for whoever left it out."""
+
 _KINDS: Final[Mapping[type, str]] = {str: "string", int: "integer", list: "list", dict: "object"}
 _FIELDS: Final[Mapping[str, type]] = {
     "event_id": str,
@@ -149,7 +152,8 @@ def _in_one_room(
         if event is create or not named or named == other_name:
             named = room_id
         if not named:
-            raise BadDocument(f"{event.where}.room_id", "is missing")
+            no_create = "" if create is not None else f", and there is no {CREATE_EVENT} to name it"
+            raise BadDocument(f"{event.where}.room_id", f"is missing{no_create}")
         moved.append(event if named == event.pdu.room_id else _in_room(event, named))
     return moved
 

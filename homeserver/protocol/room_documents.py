@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from homeserver.protocol.document_events import (
+    CREATE_EVENT,
     DocumentEvent,
     field_of,
     is_create,
@@ -91,7 +92,7 @@ def version_of_document(document: JsonObject, events: Iterable[tuple[str, Any]])
     if name is None:
         create = next(((where, event) for where, event in events if is_create(event)), None)
         if create is None:
-            raise BadDocument(where, "is missing, and there is no create event to name it")
+            raise BadDocument(where, f"is missing, and there is no {CREATE_EVENT} to name it")
         content = field_of(*create, "content", dict) or {}
         where = f"{create[0]}.content.room_version"
         name = field_of(f"{create[0]}.content", content, "room_version", str) or "1"
@@ -104,7 +105,7 @@ def version_of_document(document: JsonObject, events: Iterable[tuple[str, Any]])
 def _the_create(events: Sequence[DocumentEvent]) -> DocumentEvent:
     creates = [event for event in events if is_create(event.source)]
     if not creates:
-        raise BadDocument("events", "none of them is the create event")
+        raise BadDocument("events", f"none of them is the {CREATE_EVENT}")
     if len(creates) > 1:
         raise BadDocument(creates[1].where, f"is a second create event, after {creates[0].where}")
     return creates[0]

@@ -363,10 +363,24 @@ def test_where_nothing_names_the_version_it_is_1(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_a_create_event_somebody_must_name_the_version() -> None:
-    with pytest.raises(
-        BadDocument, match="room_version: is missing, and there is no create event to name it"
-    ):
+    with pytest.raises(BadDocument, match="room_version: is missing, and there is no create event "):
         read_room({"events": []})
+
+
+@both_versions
+def test_a_create_event_without_its_state_key_is_none(version: RoomVersion) -> None:
+    """The room ID of the other events may be missing where the create event says it."""
+    document = changed(document_of(version), ["events", 0, "state_key"], ...)
+    document["events"][0].pop("room_id", None)
+    del document["events"][1]["room_id"]
+
+    for events in (document["events"], document["events"][1:]):
+        with pytest.raises(BadDocument) as raised:
+            read_room({**document, "events": events})
+        assert str(raised.value) == (
+            "events[0].room_id: is missing, and there is no create event (m.room.create with the "
+            'state_key "") to name it'
+        )
 
 
 @pytest.mark.parametrize("field", ["prev_events", "auth_events", "depth", "origin_server_ts"])
