@@ -91,9 +91,9 @@ def parse_key_response(value: Any, server_name: ServerName, now: int) -> KeyResp
     }
     old: dict[str, VerifyKey] = {}
     for key_id, entry in old_verify_keys.items():
-        expired_ts = min(_time(entry, "expired_ts"), now - 1)
         if not _is_usable(key_id) or key_id in current:
             continue
+        expired_ts = min(_time(entry, "expired_ts"), now - 1)
         try:
             old[key_id] = VerifyKey(decode_verify_key(entry.get("key")), expired_ts)
         except InvalidKey:

@@ -89,6 +89,7 @@ def test_keys_that_can_check_nothing_are_passed_over() -> None:
     }
     old = {
         "ed25519:broken": {"key": "AAAA", "expired_ts": 5},
+        "foo:1": {"key": "AA"},
         KEY.key_id: {"key": encode_base64(OLD.public_key), "expired_ts": 5},
     }
     parsed = parse_key_response(response(KEY, verify_keys=verify_keys, old_verify_keys=old), TEA, NOW)
