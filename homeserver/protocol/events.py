@@ -257,8 +257,7 @@ def client_event(pdu: Pdu, *, with_room_id: bool) -> JsonObject:
 
 def has_oversized_text(pdu: Pdu) -> bool:
     """Whether the type or the state key has more than 255 bytes: in old versions no error of form."""
-    texts = (pdu.type, pdu.state_key or "")
-    return any(not text.isascii() and len(text.encode()) > MAX_FIELD_BYTES for text in texts)
+    return any(_size_bytes(text) > MAX_FIELD_BYTES for text in (pdu.type, pdu.state_key or ""))
 
 
 def referenced_ids(references: Sequence[Any]) -> tuple[EventId, ...]:
@@ -303,11 +302,15 @@ def _check_text(key: str, text: str) -> None:
     if type(text) is not str:
         raise InvalidEvent(f"{key} is no string")
     try:
-        size_bytes = len(text) if text.isascii() else len(text.encode())
+        size_bytes = _size_bytes(text)
     except UnicodeEncodeError:
         raise InvalidEvent(f"{key} has half of a surrogate pair") from None
     if size_bytes > MAX_FIELD_BYTES:
         raise FieldTooLong(f"{key} has more than {MAX_FIELD_BYTES} bytes")
+
+
+def _size_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _integer(event: JsonObject, key: str) -> int:

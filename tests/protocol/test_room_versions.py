@@ -400,6 +400,7 @@ def test_sec_size_1_a_text_of_too_many_bytes_is_stored_and_rejected_up_to_versio
     if number(version) < 11:
         assert rule_of(version, Draft("x", ZOE, "\U0001f375" * 64)) == "size limits"
         assert rule_of(version, Draft("é" * 128, ZOE)) == "size limits"
+        assert rule_of(version, Draft("x", ZOE, "e" * 256)) == "size limits"
     assert rule_of(version, Draft("é" * 127, ZOE, "\U0001f375" * 63)) is None
 
 
