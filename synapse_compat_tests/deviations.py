@@ -7,7 +7,7 @@ difference is a deviation only if our core comes to Synapse's answer once it dev
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -129,10 +129,11 @@ def fails_synapse(version: RoomVersion, event: Pdu) -> bool:
 
 def deviations_in_resolution(room: OurRoom, state_sets: Merge, synapses: Answer) -> tuple[Deviation, ...]:
     """Why Synapse resolves some states to another one; nothing where that is not known."""
+    states = [room.state_map(state) for state in state_sets]
     for deviations in ((UNCONFLICTED_LEFT_OUT,), (CREATE_NAMED,), (UNCONFLICTED_LEFT_OUT, CREATE_NAMED)):
         if room.version.room_id_is_create_hash or CREATE_NAMED not in deviations:
-            resolved = _resolve_deviating(room, state_sets, deviations)
-            if synapses == {"state": sorted(resolved)}:
+            resolved = resolve_deviating(room.version, states, room.events, room.rejected, deviations)
+            if synapses == {"state": sorted(resolved.values())}:
                 return deviations
     return ()
 
@@ -236,29 +237,34 @@ def _without_authoriser(event: Pdu) -> Pdu:
     return replace(event, content=content) if event.type == "m.room.member" else event
 
 
-def _resolve_deviating(room: OurRoom, state_sets: Merge, deviations: Collection[Deviation]) -> list[EventId]:
-    """The events of the state that our core comes to once it deviates like this."""
-    states = [room.state_map(state) for state in state_sets]
-    graph = _auth_graph(room, with_create=CREATE_NAMED in deviations)
-    conflicts = find_conflicts(room.version, states, graph)
+def resolve_deviating(
+    version: RoomVersion,
+    states: Sequence[Mapping[StateKey, EventId]],
+    events: Mapping[EventId, Pdu],
+    rejected: Container[EventId],
+    deviations: Collection[Deviation] = (UNCONFLICTED_LEFT_OUT, CREATE_NAMED),
+) -> dict[StateKey, EventId]:
+    """The state that our core comes to once it deviates like this, all events being there that there are."""
+    graph = _auth_graph(events, with_create=version.room_id_is_create_hash and CREATE_NAMED in deviations)
+    conflicts = find_conflicts(version, states, graph)
     if UNCONFLICTED_LEFT_OUT in deviations:
         in_all_states = frozenset(ref for ref in states[0].values() if all(ref in s.values() for s in states))
         conflicts = replace(conflicts, full_conflicted_set=conflicts.full_conflicted_set - in_all_states)
-    changes = resolve_conflicts(
-        room.version, conflicts, room.events, graph, rejected=room.rejected, absent=room.absent()
-    )
+    absent = {one for event in events.values() for one in event.auth_events}.difference(events)
+    changes = resolve_conflicts(version, conflicts, events, graph, rejected=rejected, absent=absent)
     resolved: dict[StateKey, EventId | None] = {**states[0], **changes}
-    return [event_id for event_id in resolved.values() if event_id is not None]
+    return {key: event_id for key, event_id in resolved.items() if event_id is not None}
 
 
-def _auth_graph(room: OurRoom, *, with_create: bool = False) -> AuthGraph[EventId]:
+def _auth_graph(events: Mapping[EventId, Pdu], *, with_create: bool) -> AuthGraph[EventId]:
     """The auth graph of a room, if wanted with the create event among the auth events of all others."""
     graph: AuthGraph[EventId] = AuthGraph()
-    for event in room.events.values():
-        create_id = create_event_id(event.room_id)
+    for event in events.values():
         auth_events = event.auth_events
-        if with_create and create_id in room.events and create_id != event.event_id:
-            auth_events = (*auth_events, create_id)
+        if with_create:
+            create_id = create_event_id(event.room_id)
+            if create_id in events and create_id != event.event_id:
+                auth_events = (*auth_events, create_id)
         is_power_levels = (event.type, event.state_key) == POWER_LEVELS
         graph.add(event.event_id, auth_events, is_power_levels=is_power_levels)
     return graph

@@ -6,7 +6,7 @@ states. What one server never got another has: so the states come from the event
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple, Protocol, TypeAlias
@@ -28,6 +28,10 @@ from storage.room_state import StateAt
 from storage.room_timeline import TimelineRow
 
 State: TypeAlias = Mapping[StateKey, EventId]
+Resolver: TypeAlias = Callable[
+    [RoomVersion, Sequence[State], Mapping[EventId, Pdu], Container[EventId]], State
+]
+"""What states come to, given the events of the room and those that are rejected."""
 
 _REFUSED: Final = EventFlag.REJECTED | EventFlag.SOFT_FAILED
 
@@ -197,21 +201,29 @@ class _Reader:
         return {row["room_seq"]: row["pos"] for row in await self.tx.fetch(query, self.ref.nid)}
 
 
+def as_specified(
+    version: RoomVersion, states: Sequence[State], events: Mapping[EventId, Pdu], rejected: Container[EventId]
+) -> State:
+    """How states are resolved."""
+    return resolve(version, states, events, rejected=rejected)
+
+
 @dataclass
 class TrueRoom:
-    """The states of a room as the specification has them."""
+    """The states of a room as the specification has them, or whoever resolves states otherwise."""
 
     version: RoomVersion
     events: Mapping[EventId, Pdu]
+    resolver: Resolver
     before: dict[EventId, State] = field(default_factory=dict)
     after: dict[EventId, State] = field(default_factory=dict)
     rejected: set[EventId] = field(default_factory=set)
 
     @classmethod
-    def of(cls, rooms: Sequence[KnownRoom]) -> TrueRoom:
+    def of(cls, rooms: Sequence[KnownRoom], resolver: Resolver = as_specified) -> TrueRoom:
         """The room of which several servers have stored something."""
         events = {event_id: pdu for room in rooms for event_id, pdu in room.events.items()}
-        room = cls(rooms[0].version, events)
+        room = cls(rooms[0].version, events, resolver)
         for pdu in parents_first(events.values()):
             if all(parent in room.after for parent in pdu.prev_events):
                 room._add(pdu)
@@ -219,7 +231,9 @@ class TrueRoom:
 
     def resolve(self, states: Sequence[State]) -> State:
         """The state that some states come to."""
-        return resolve(self.version, states, self.events, rejected=self.rejected)
+        if len(states) < 2:
+            return states[0] if states else {}
+        return self.resolver(self.version, states, self.events, self.rejected)
 
     def allows(self, pdu: Pdu, state: State) -> bool:
         """Whether the auth rules allow an event in a state."""
