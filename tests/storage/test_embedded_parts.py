@@ -66,18 +66,13 @@ async def test_what_a_killed_holder_had_just_started_is_waited_for(tmp_path: Pat
         orphan = await asyncio.create_subprocess_exec(
             "cat", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[held.fileno()]
         )
-    with pytest.MonkeyPatch.context() as patched:
-        pauses: list[float] = []
+    async with asyncio.TaskGroup() as tasks:
+        locking = tasks.create_task(lock_data_folder(tmp_path))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(locking), 0.1)
+        await orphan.communicate(b"")
 
-        async def pause(pause_s: float) -> None:
-            pauses.append(pause_s)
-            await orphan.communicate(b"")
-
-        patched.setattr(asyncio, "sleep", pause)
-        lock = await lock_data_folder(tmp_path)
-
-    assert len(pauses) == 1
-    lock.release()
+    locking.result().release()
 
 
 def test_commands_share_a_database_and_keep_it_from_being_stopped(tmp_path: Path) -> None:
