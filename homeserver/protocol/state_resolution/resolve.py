@@ -98,10 +98,9 @@ def resolve_conflicts(
     the state before it still win; a server for which rejected is rejected for ever names it here too.
     Source: "Rejected events".
 
-    `refused` is filled with what the rules refuse here, and why. The resolved state may have such an event
-    all the same, where all forks have it, or where version 1 has to take one.
+    `refused`, where it is given, is filled with what the rules refuse here, and why. The resolved state may
+    have such an event all the same, where all forks have it, or where version 1 has to take one.
     """
-    refused = {} if refused is None else refused
     if version.state_resolution is StateResolution.V1:
         return _changes(conflicts, ReplayV1(version, conflicts, events, rejected, absent, refused).settle())
     return _changes(conflicts, _Replay(version, conflicts, events, graph, rejected, absent, refused).replay())
@@ -126,7 +125,7 @@ class _Replay(Generic[Ref]):
     graph: AuthGraph[Ref]
     rejected: Container[Ref]
     absent: Container[Ref]
-    refused: dict[Ref, str]
+    refused: dict[Ref, str] | None
     state: dict[StateKey, Ref] = field(default_factory=dict)
     """What was applied: on top of the unconflicted state map in version 2, of nothing in version 2.1."""
     keys_read: dict[Ref, list[StateKey]] = field(default_factory=dict)
@@ -180,9 +179,10 @@ class _Replay(Generic[Ref]):
     def _replay(self) -> None:
         graph, events = self.graph, self.events
         full = {ref for ref in self.keys_read if self._belongs(events[ref])}
-        rule = "2" if self.version.room_id_is_create_hash else self.version.rule("2.5")
-        for ref in self.keys_read.keys() - full:
-            self.refused[ref] = str(NotAllowed(rule, f"it is of the room {events[ref].room_id}"))
+        if self.refused is not None:
+            rule = "2" if self.version.room_id_is_create_hash else self.version.rule("2.5")
+            for ref in self.keys_read.keys() - full:
+                self.refused[ref] = str(NotAllowed(rule, f"it is of the room {events[ref].room_id}"))
         first = conflicted_below((ref for ref in full if is_power_event(events[ref])), full, graph)
         levels = {ref: self._sender_level(ref) for ref in first}
         self._apply(power_order(first, graph, events, levels))
@@ -198,7 +198,7 @@ class _Replay(Generic[Ref]):
             why = why_refused(self.version, event, self._state_read_for(ref))
             if why is None:
                 self.state[event.key] = ref
-            else:
+            elif self.refused is not None:
                 self.refused[ref] = why
 
     def _state_read_for(self, ref: Ref) -> dict[StateKey, Pdu]:

@@ -37,7 +37,7 @@ class ReplayV1(Generic[Ref]):
     events: Mapping[Ref, Pdu]
     rejected: Container[Ref]
     absent: Container[Ref]
-    refused: dict[Ref, str]
+    refused: dict[Ref, str] | None
     state: dict[StateKey, Ref] = field(default_factory=dict)
 
     def settle(self) -> dict[StateKey, Ref]:
@@ -75,8 +75,9 @@ class ReplayV1(Generic[Ref]):
         chosen = refs[0]
         for index, ref in enumerate(refs[1:], 2):
             if not self._is_allowed(ref, chosen):
-                why = f"{self.events[ref].event_id}, which comes before it, is refused"
-                self.refused.update(dict.fromkeys(refs[index:], why))
+                if self.refused is not None:
+                    why = f"{self.events[ref].event_id}, which comes before it, is refused"
+                    self.refused.update(dict.fromkeys(refs[index:], why))
                 break
             chosen = ref
         return chosen
@@ -96,7 +97,7 @@ class ReplayV1(Generic[Ref]):
         if before is not None:
             read[self.events[before].key] = self.events[before]
         why = why_refused(self.version, event, read)
-        if why is not None:
+        if why is not None and self.refused is not None:
             self.refused[ref] = why
         return why is None
 
