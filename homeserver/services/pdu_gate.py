@@ -124,8 +124,8 @@ class PduGate:
         async with self.database.connection() as tx:
             stored = await stored_under(tx, event_ids)
         if len(outcomes) <= VERIFIED_HERE:
-            return _without_doubles(version, outcomes, stored)
-        return await asyncio.to_thread(_without_doubles, version, outcomes, stored)
+            return _first_of_each_id(version, outcomes, stored)
+        return await asyncio.to_thread(_first_of_each_id, version, outcomes, stored)
 
     async def _keys(
         self, wanted: Mapping[ServerName, _Wanted], patience_s: float | None
@@ -166,11 +166,12 @@ class PduGate:
         return keys
 
 
-def _without_doubles(
+def _first_of_each_id(
     version: RoomVersion,
     outcomes: Sequence[Pdu | RefusedPdu],
     stored: Mapping[EventId, tuple[RoomId, JsonObject]],
 ) -> list[Pdu | RefusedPdu]:
+    """The outcomes, those refused that have the ID of another event: of a stored one, or of one before."""
     known = {
         event_id: (room_id, reference_hash(version, event)) for event_id, (room_id, event) in stored.items()
     }
