@@ -81,19 +81,7 @@ def large_room(peer: Peer, members: int) -> PlayedRoom:
     state = room.state
     for user_id in others:
         content = {"membership": "join", "displayname": f"User {user_id}"}
-        auth = room.auth_events(user_id, "m.room.member", content, user_id, state)
-        json = {
-            "room_id": room.room_id,
-            "type": "m.room.member",
-            "sender": user_id,
-            "state_key": user_id,
-            "content": content,
-            "prev_events": room.references(room.heads),
-            "auth_events": room.references(auth),
-            "depth": room.depth_after(room.heads),
-            "origin_server_ts": peer.clock(),
-        }
-        join = room.sealed(json, peer)
+        join = room.event(user_id, "m.room.member", content, user_id, apart=True)
         room.events[join.event_id], room.heads = join, [join.event_id]
         room.before[join.event_id] = state  # of all of them it is that of the end
         state[join.key] = join.event_id
